@@ -1,0 +1,6 @@
+"""`python -m allosr2`: the same as the command `allosr2`."""
+
+from allosr2.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""A base model: a folder in diffusers layout (`transformer/`, `vae/`), such as FLUX.1-dev or `mini`'s own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from diffusers import AutoencoderDC, AutoencoderKL, AutoModel, FluxTransformer2DModel
+from torch import nn
+
+from allosr2.errors import ModelError
+
+Part = Literal["transformer", "vae"]
+
+
+def _load(base: str, part: Part, dtype: torch.dtype) -> nn.Module:
+    """One part of a base, frozen, in evaluation mode. Raises ModelError if it is absent or broken."""
+    folder = Path(base)
+    if folder.is_dir() and not (folder / part / "config.json").is_file():
+        raise ModelError(f"{base}: no {part}/config.json in it; name a folder in diffusers layout")
+    try:
+        model = AutoModel.from_pretrained(base, subfolder=part, torch_dtype=dtype)
+    except Exception as error:  # diffusers, hub and safetensors each raise their own
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"{base}: its {part} cannot be loaded ({reason}); "
+            "name a folder in diffusers layout, or a hub id that this machine can reach"
+        ) from error
+    return cast(nn.Module, model).requires_grad_(False).eval()
+
+
+def load_vae(base: str, dtype: torch.dtype = torch.float32) -> AutoencoderKL | AutoencoderDC:
+    """The VAE of a base. Raises ModelError as above, or if its kind is not supported."""
+    vae = _load(base, "vae", dtype)
+    if not isinstance(vae, AutoencoderKL | AutoencoderDC):
+        raise ModelError(
+            f"{base}: its VAE is a {type(vae).__name__}; AutoencoderKL and AutoencoderDC are supported"
+        )
+    return vae
+
+
+def load_transformer(base: str, dtype: torch.dtype = torch.float32) -> FluxTransformer2DModel:
+    """The transformer of a base. Raises ModelError as above, or if its kind is not supported."""
+    transformer = _load(base, "transformer", dtype)
+    if not isinstance(transformer, FluxTransformer2DModel):
+        raise ModelError(
+            f"{base}: its transformer is a {type(transformer).__name__}; FluxTransformer2DModel is supported"
+        )
+    return transformer
+
+
+def save_base(folder: Path, **parts: nn.Module) -> None:
+    """Write parts (`vae=...`, `transformer=...`) in diffusers layout, weights in bfloat16."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, module in parts.items():
+        config = {k: v for k, v in module.config.items() if k != "_name_or_path"}  # pyright: ignore
+        clone = type(module).from_config(config)  # pyright: ignore
+        clone.load_state_dict(module.state_dict())
+        clone.to(torch.bfloat16).save_pretrained(folder / name)
+    index = {"_class_name": "FluxPipeline"} | {
+        part: ["diffusers", json.loads((folder / part / "config.json").read_text())["_class_name"]]
+        for part in ("transformer", "vae")
+        if (folder / part / "config.json").is_file()
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")

@@ -1,0 +1,47 @@
+"""A diffusers VAE as a codec: images in [0, 1] to the model's latents and back."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from diffusers import AutoencoderDC, AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Codec(nn.Module):
+    """Encode images to latents at the posterior mode; decode latents to images.
+
+    The latent convention of FLUX.1: `z = (posterior - shift) * scale`, so that the flow sees unit scale.
+    Only this class knows the VAE's own image range [-1, 1].
+    """
+
+    def __init__(self, vae: AutoencoderKL | AutoencoderDC) -> None:
+        super().__init__()
+        self.vae = vae
+        config = vae.config
+        self.shift: float = config.get("shift_factor") or 0.0
+        self.scale: float = config.get("scaling_factor") or 1.0
+        self.channels: int = config["latent_channels"]
+        stages = config.get("block_out_channels") or config["encoder_block_out_channels"]
+        self.factor: int = 2 ** (len(stages) - 1)
+        """Pixels per latent element, along a side."""
+
+    def encode(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h/f w/f"]:
+        """Latents of images in [0, 1], whose sides are multiples of `factor`. Deterministic."""
+        encoded = self.vae.encode(image * 2 - 1, return_dict=False)[0]
+        if isinstance(encoded, DiagonalGaussianDistribution):
+            encoded = encoded.mode()
+        return (_at_least_float32(encoded) - self.shift) * self.scale
+
+    def decode(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h*f w*f"]:
+        """Images of latents; about [0, 1], not clamped, so that gradients pass everywhere."""
+        decoded = self.vae.decode(cast(Any, z / self.scale + self.shift), return_dict=False)
+        return (_at_least_float32(cast(tuple[Tensor], decoded)[0]) + 1) / 2
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    # losses and latent arithmetic keep full precision where the networks run in bfloat16
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

@@ -1,0 +1,1 @@
+"""Training pairs: photographs, their degradation, and procedural images."""

@@ -1,0 +1,13 @@
+"""The second-order degradation of Real-ESRGAN (arXiv:2107.10833): drawn first, then applied."""
+
+from allosr2.data.degradation.pipeline import Degradation, degrade, sample_degradation
+from allosr2.data.degradation.presets import PRESET_NAMES, DegradationConfig, preset
+
+__all__ = [
+    "PRESET_NAMES",
+    "Degradation",
+    "DegradationConfig",
+    "degrade",
+    "preset",
+    "sample_degradation",
+]

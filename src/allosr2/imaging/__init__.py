@@ -1,0 +1,1 @@
+"""Images and arrays, no model: files, sizes, colors, tiles and measures."""

@@ -1,0 +1,133 @@
+"""Measures on pictures that need no weights: PSNR, SSIM and a detector of periodic grids."""
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from allosr2.errors import ImageError
+
+_SSIM_SIZE = 11
+_SSIM_SIGMA = 1.5
+_SSIM_C1 = (0.01 * 255) ** 2
+_SSIM_C2 = (0.03 * 255) ** 2
+
+_FEWEST_PERIODS = 8
+"""Periods that a side must hold, for grid frequencies and the bins between them to be distinct."""
+
+
+def luma(image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
+    """Y of ITU-R BT.601, studio swing (16 to 235), float64, of RGB in [0, 1] rounded to 8 bits."""
+    levels = image.to(torch.float64).clamp(0, 1).mul(255).round()
+    red, green, blue = levels.unbind(dim=1)
+    y = (65.481 * red + 128.553 * green + 24.966 * blue) / 255 + 16
+    return rearrange(y, "b h w -> b 1 h w")
+
+
+def psnr_y(sr: Float[Tensor, "b 3 h w"], hr: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b"]:
+    """Peak signal to noise ratio of Y (`luma`, peak 255) in dB, one for each image.
+
+    Y is not rounded and no border is cropped. Equal images give infinity. Float64.
+
+    Raises:
+        ImageError: if the shapes differ.
+    """
+    _check_pair(sr, hr)
+    error = (luma(sr) - luma(hr)).square().mean(dim=(1, 2, 3))
+    return 10 * torch.log10(255**2 / error)
+
+
+def ssim_y(sr: Float[Tensor, "b 3 h w"], hr: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b"]:
+    """Structural similarity of Y (`luma`, range 255), one for each image.
+
+    Wang et al. 2004 as in the authors' MATLAB code: 11 x 11 Gaussian window of sigma 1.5, constants
+    0.01 and 0.03, population covariances, mean over the windows that lie inside. Float64. Two
+    details of pyiqa, on which the field's published figures rest (each moves an image's figure by
+    0.002 to 0.02): Y is rounded to whole levels, and a negative structure term counts as 0.
+
+    Raises:
+        ImageError: if the shapes differ or a side is shorter than the window.
+    """
+    _check_pair(sr, hr)
+    if min(sr.shape[-2:]) < _SSIM_SIZE:
+        raise ImageError(
+            f"an image of {_size(sr)} px is too small for SSIM; use sides of {_SSIM_SIZE} or more"
+        )
+    x, y = luma(sr).round(), luma(hr).round()
+    mean_x, mean_y = _local_mean(x), _local_mean(y)
+    variance_x = _local_mean(x * x) - mean_x**2
+    variance_y = _local_mean(y * y) - mean_y**2
+    covariance = _local_mean(x * y) - mean_x * mean_y
+    luminance = (2 * mean_x * mean_y + _SSIM_C1) / (mean_x**2 + mean_y**2 + _SSIM_C1)
+    structure = (2 * covariance + _SSIM_C2) / (variance_x + variance_y + _SSIM_C2)
+    return (luminance * structure.clamp(min=0)).mean(dim=(1, 2, 3))
+
+
+def periodicity(
+    image: Float[Tensor, "b 3 h w"], periods: tuple[int, ...] = (8, 16)
+) -> Float[Tensor, "b p"]:
+    """How far a grid of each period (in pixels) stands out of the spectrum; 1 where there is none.
+
+    For one axis and one period p: Y (`luma`) is cropped to a multiple of p, its lines lose their
+    means and get a periodic Hann window, and their power spectra are averaged over all lines. The
+    crop puts the grid frequencies k / p cycles a pixel, k = 1 ... p // 2, exactly on bins, from
+    which a grid leaks into the next bin only. Each is divided by the geometric mean of its
+    neighbors 2 to 5 bins away on both sides (mirrored at Nyquist); geometric, as spectra of
+    photographs are powers of the frequency. The result is the mean over k, then over both axes.
+
+    A grid of period 8 has frequencies of period 16 too and raises both. Float64.
+
+    Raises:
+        ImageError: if a side is shorter than 8 of the periods.
+    """
+    y = rearrange(luma(image), "b 1 h w -> b h w")
+    if min(y.shape[-2:]) < _FEWEST_PERIODS * max(periods):
+        raise ImageError(
+            f"an image of {_size(image)} px is too small to look for a grid of {max(periods)} px; "
+            f"use sides of {_FEWEST_PERIODS * max(periods)} or more"
+        )
+    columns = rearrange(y, "b h w -> b w h")
+    by_period = [
+        (_line_periodicity(y, period) + _line_periodicity(columns, period)) / 2
+        for period in periods
+    ]
+    return torch.stack(by_period, dim=1)
+
+
+def _line_periodicity(lines: Float[Tensor, "b n length"], period: int) -> Float[Tensor, "b"]:
+    length = lines.shape[-1] // period * period
+    window = torch.hann_window(length, dtype=lines.dtype, device=lines.device)
+    lines = lines[..., :length]
+    spectrum: Tensor = torch.fft.rfft(  # pyright: ignore[reportUnknownMemberType]
+        (lines - lines.mean(dim=-1, keepdim=True)) * window
+    )
+    power = spectrum.abs().square().mean(dim=1)  # b f
+    # A flat picture has no power anywhere: 1, not 0 / 0. Far below one level in one line.
+    power = power + 1e-6
+    grid = torch.arange(1, period // 2 + 1, device=lines.device) * (length // period)
+    offsets = torch.tensor([-5, -4, -3, -2, 2, 3, 4, 5], device=lines.device)
+    neighbors = grid[:, None] + offsets
+    neighbors = torch.where(neighbors > length // 2, length - neighbors, neighbors)
+    background = power[:, neighbors].log().mean(dim=-1).exp()  # b k
+    return (power[:, grid] / background).mean(dim=-1)
+
+
+def _local_mean(plane: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 valid_h valid_w"]:
+    distance = torch.arange(_SSIM_SIZE, dtype=plane.dtype, device=plane.device) - _SSIM_SIZE // 2
+    kernel = torch.exp(-(distance**2) / (2 * _SSIM_SIGMA**2))
+    kernel = rearrange(kernel / kernel.sum(), "k -> 1 1 1 k")
+    rows = functional.conv2d(plane, kernel)
+    return functional.conv2d(rows, rearrange(kernel, "1 1 1 k -> 1 1 k 1"))
+
+
+def _check_pair(sr: Tensor, hr: Tensor) -> None:
+    if sr.shape != hr.shape:
+        raise ImageError(
+            f"cannot compare images of shapes {tuple(sr.shape)} and {tuple(hr.shape)}; "
+            "give pairs of one size"
+        )
+
+
+def _size(image: Tensor) -> str:
+    return f"{image.shape[-2]} x {image.shape[-1]}"

@@ -1,0 +1,183 @@
+"""AlloSR2: a codec, a velocity field and the time t* at which LR latents enter the flow."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from allosr2.backbones.base import load_transformer, load_vae
+from allosr2.backbones.codec import Codec
+from allosr2.backbones.flux import PATCH, Conditioning, FluxVelocity
+from allosr2.backbones.lora import load_adapters, merge_adapters, save_adapters
+from allosr2.errors import ModelError
+from allosr2.flow import clean_prediction
+
+FORMAT_VERSION = 1
+CONFIG_NAME = "allosr2.json"
+CONDITIONING_NAME = "conditioning.safetensors"
+EMBEDDED = "mini"
+"""Name of the model that the package carries."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """What `allosr2.json` says of a model."""
+
+    base: str
+    """Base in diffusers layout: a folder inside the model's, an absolute path, or a hub id."""
+    t_star: float
+    """Time at which LR latents enter the flow (Eq. 6)."""
+    scale: int
+    """Upscaling factor."""
+    preset: str
+    """Degradation preset that it was trained with."""
+    prompt_length: int
+    """Text tokens of the constant prompt."""
+    guidance: float | None = None
+    """Guidance given to a guidance-distilled base."""
+    provenance: dict[str, Any] = field(default_factory=dict[str, Any])
+    """How it was trained: recipe, data, steps, versions."""
+    format_version: int = FORMAT_VERSION
+    """Version of this layout."""
+
+    def __post_init__(self) -> None:
+        if self.format_version != FORMAT_VERSION:
+            raise ModelError(
+                f"{CONFIG_NAME}: format_version is {self.format_version}, this version reads "
+                f"{FORMAT_VERSION}; upgrade allosr2 or export the model again"
+            )
+        if not 0 < self.t_star < 1:
+            raise ModelError(f"{CONFIG_NAME}: t_star is {self.t_star}; it must lie in (0, 1)")
+        if self.scale < 1:
+            raise ModelError(f"{CONFIG_NAME}: scale is {self.scale}; it must be 1 or more")
+
+    @classmethod
+    def read(cls, folder: Path) -> ModelConfig:
+        """Read a model folder's `allosr2.json`. Raises ModelError, saying what is wrong with it."""
+        path = folder / CONFIG_NAME
+        if not path.is_file():
+            raise ModelError(
+                f"{folder}: no {CONFIG_NAME} in it; name a model folder, or {EMBEDDED}"
+            )
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+            raise ModelError(
+                f"{path}: not a model's config ({error}); export the model again"
+            ) from error
+
+
+class AlloSR2(nn.Module):
+    """One-step super-resolution in latent space.
+
+    `codec` maps images in [0, 1] to latents and back; `velocity` is the flow; both carry LoRA until merged.
+    """
+
+    def __init__(self, codec: Codec, velocity: FluxVelocity, config: ModelConfig) -> None:
+        super().__init__()
+        self.codec = codec
+        self.velocity = velocity
+        self.config = config
+
+    @property
+    def multiple(self) -> int:
+        """Sides of an image must be multiples of this many pixels."""
+        return self.codec.factor * PATCH
+
+    def one_step(self, z_lr: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """`z_sr = z_lr - t* v(z_lr, t*)`: one Euler step from t* to data (arXiv:2604.19238, Eq. 7)."""
+        t_star = z_lr.new_full((z_lr.shape[0],), self.config.t_star)
+        return clean_prediction(z_lr, self.velocity(z_lr, t_star), t_star)
+
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """Restore images that were enlarged already; sides are multiples of `multiple`, values in [0, 1]."""
+        return self.codec.decode(self.one_step(self.codec.encode(image)))
+
+    def merge(self) -> AlloSR2:
+        """Merge the adapters into the weights, for inference."""
+        merge_adapters(self.codec.vae)
+        merge_adapters(self.velocity.transformer)
+        return self
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> AlloSR2:
+        """Load a model: a folder with `allosr2.json`, or the name of the embedded one, "mini".
+
+        Weights are float32, frozen and on the CPU. Raises ModelError, saying what is missing or broken.
+        """
+        folder = model_folder(source)
+        config = ModelConfig.read(folder)
+        base = str(folder / config.base) if (folder / config.base).is_dir() else config.base
+        vae, transformer = load_vae(base), load_transformer(base)
+        load_adapters(folder, vae=vae, transformer=transformer)
+        conditioning = load_conditioning(folder / CONDITIONING_NAME)
+        if conditioning.prompt.shape[0] != config.prompt_length:
+            raise ModelError(
+                f"{folder / CONDITIONING_NAME}: it has {conditioning.prompt.shape[0]} text tokens, "
+                f"{CONFIG_NAME} says {config.prompt_length}; export the model again"
+            )
+        model = cls(Codec(vae), FluxVelocity(transformer, conditioning, config.guidance), config)
+        _refuse_non_finite(model, folder)
+        return model.requires_grad_(False).eval()
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write config, adapters and conditioning; a base inside a model folder must be written beside them."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_adapters(folder, vae=self.codec.vae, transformer=self.velocity.transformer)
+        conditioning = self.velocity.conditioning
+        save_file(
+            {
+                "prompt": conditioning.prompt.contiguous(),
+                "pooled": conditioning.pooled.contiguous(),
+            },
+            folder / CONDITIONING_NAME,
+        )
+        text = json.dumps(dataclasses.asdict(self.config), indent=2)
+        (folder / CONFIG_NAME).write_text(text + "\n")
+
+
+def model_folder(source: str | Path) -> Path:
+    """The folder of a model given by path, or by the embedded one's name. Raises ModelError."""
+    if str(source) == EMBEDDED and not Path(source).is_dir():
+        return Path(str(resources.files("allosr2") / EMBEDDED))
+    folder = Path(source)
+    if not folder.is_dir():
+        raise ModelError(
+            f"{source}: no such model; name a folder with {CONFIG_NAME}, or {EMBEDDED}"
+        )
+    return folder
+
+
+def load_conditioning(path: Path) -> Conditioning:
+    """Read an encoded prompt. Raises ModelError if the file is absent or broken."""
+    try:
+        tensors = load_file(path)
+        return Conditioning(prompt=tensors["prompt"].float(), pooled=tensors["pooled"].float())
+    except (OSError, SafetensorError, KeyError) as error:
+        raise ModelError(
+            f"{path}: no encoded prompt can be read ({error}); copy it again"
+        ) from error
+
+
+def copy_base(base: Path, folder: Path) -> None:
+    """Copy a small base's transformer and VAE into a model folder, as its `base`."""
+    shutil.copytree(base, folder / "base", dirs_exist_ok=True)
+
+
+def _refuse_non_finite(model: nn.Module, folder: Path) -> None:
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise ModelError(
+                f"{folder}: {name} holds NaN or infinity; copy or train the model again"
+            )

@@ -1,0 +1,129 @@
+"""Stage 3: AlloSR2 on a pre-trained flow. Measures t*, then trains adapters by Algorithm 1."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from allosr2.backbones.base import load_transformer, load_vae
+from allosr2.backbones.codec import Codec
+from allosr2.backbones.flux import Conditioning, FluxVelocity
+from allosr2.backbones.lora import add_adapter, load_adapters
+from allosr2.data.degradation import preset
+from allosr2.data.pairs import Batch, batches
+from allosr2.data.photos import HRImages
+from allosr2.imaging.resize import enlarge
+from allosr2.losses.perceptual import LPIPS
+from allosr2.model import AlloSR2, ModelConfig, copy_base
+from allosr2.training.checkpoint import config_fields
+from allosr2.training.config import AlloSR2Training
+from allosr2.training.step import algorithm_1
+from allosr2.trajectory import latent_power, optimal_time
+
+logger = logging.getLogger(__name__)
+
+
+class AlloSR2Stage:
+    """LoRA on VAE encoder and transformer; decoder, frozen encoder and LPIPS stay as they are."""
+
+    def __init__(
+        self,
+        config: AlloSR2Training,
+        images: HRImages,
+        device: torch.device,
+        constants: dict[str, float],
+    ) -> None:
+        self.degradation = preset(config.preset)
+        self.scale = config.scale
+        self._config = config
+        vae, transformer = load_vae(config.base), load_transformer(config.base)
+        self._frozen = Codec(copy.deepcopy(vae)).to(device).to(memory_format=torch.channels_last)
+        if config.initial:
+            load_adapters(config.initial, vae=vae, transformer=transformer)
+            for name, parameter in (*vae.named_parameters(), *transformer.named_parameters()):
+                parameter.requires_grad_(".lora_" in name)
+        else:
+            rank, alpha = config.adapter.rank, config.adapter.alpha
+            add_adapter(vae, "vae", rank=rank, alpha=alpha)
+            add_adapter(transformer, "transformer", rank=rank, alpha=alpha)
+        velocity = FluxVelocity(transformer, Conditioning.empty(transformer))
+        self.constants = constants or {
+            "t_star": config.t_star or self._measure_t_star(images, device)
+        }
+        model_config = ModelConfig(
+            base="base" if config.embed_base else config.base,
+            t_star=self.constants["t_star"],
+            scale=config.scale,
+            preset=config.preset,
+            prompt_length=velocity.prompt.shape[0],
+        )
+        self.module = AlloSR2(Codec(vae), velocity, model_config).to(device)
+        self.module.codec.to(memory_format=torch.channels_last)
+        path, weight = config.perceptual.perceptual, config.perceptual.perceptual_weight
+        self._lpips = LPIPS.from_file(path).to(device) if weight else None
+        if config.run.compile:
+            if self._lpips is not None:
+                self._lpips.compile()
+            for codec in (self._frozen, self.module.codec):
+                codec.vae.encoder.compile()
+                codec.vae.decoder.compile()
+            transformer.compile_repeated_blocks()
+
+    def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Algorithm 1's terms."""
+        return algorithm_1(
+            self.module,
+            self._frozen,
+            batch,
+            generator,
+            loss=self._config.loss,
+            lpips=self._lpips,
+            perceptual_weight=self._config.perceptual.perceptual_weight,
+        )
+
+    def export(self, folder: Path) -> Path:
+        """Write the model folder; a base that is embedded travels with it."""
+        provenance: dict[str, Any] = {
+            "training": config_fields(self._config),
+            "torch": torch.__version__,
+            "machine": platform.machine(),
+        }
+        self.module.config = dataclasses.replace(self.module.config, provenance=provenance)
+        self.module.save_pretrained(folder)
+        if self._config.embed_base:
+            copy_base(Path(self._config.base), folder)
+        return folder
+
+    def _measure_t_star(self, images: HRImages, device: torch.device) -> float:
+        """Eq. 6 on the run's first `t_star_pairs` pairs, by the frozen encoder."""
+
+        def latents() -> Iterator[tuple[Tensor, Tensor]]:
+            size = min(self._config.run.batch_size, self._config.t_star_pairs)
+            loader = batches(
+                images,
+                self.degradation,
+                scale=self.scale,
+                batch_size=size,
+                first=0,
+                last=self._config.t_star_pairs,
+                workers=self._config.images.workers,
+            )
+            for batch in (b.to(device) for b in loader):
+                assert batch.lr is not None
+                lr = enlarge(batch.lr, self.scale)
+                yield self._frozen.encode(lr), self._frozen.encode(batch.hr)
+
+        with torch.no_grad():
+            t_star = optimal_time(latent_power(latents()))
+        logger.info(
+            "t* = %.4f on %d pairs (%s)", t_star, self._config.t_star_pairs, self._config.preset
+        )
+        return t_star

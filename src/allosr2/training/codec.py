@@ -1,0 +1,67 @@
+"""Stage 1 of `mini`: a VAE that reconstructs HR images from latents of unit scale."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from allosr2.backbones.base import load_vae, save_base
+from allosr2.backbones.codec import Codec
+from allosr2.backbones.presets import mini_vae
+from allosr2.data.pairs import Batch
+from allosr2.losses.perceptual import LPIPS
+from allosr2.training.config import CodecTraining
+
+
+class CodecStage:
+    """Reconstruction (L1 + LPIPS) through a slightly noisy latent whose channels are held near N(0, 1)."""
+
+    def __init__(self, config: CodecTraining, device: torch.device) -> None:
+        vae = load_vae(str(config.initial)) if config.initial else mini_vae()
+        vae.requires_grad_(True)
+        self.module = Codec(vae).to(device).to(memory_format=torch.channels_last)
+        self.degradation = None
+        self.scale = 1
+        self.constants: dict[str, float] = {}
+        self._latent_noise = config.latent_noise
+        self._weight = config.perceptual.perceptual_weight
+        path = config.perceptual.perceptual
+        self._lpips = LPIPS.from_file(path).to(device) if self._weight else None
+        if config.run.compile:
+            if self._lpips is not None:
+                self._lpips.compile()
+            vae.encoder.compile()
+            vae.decoder.compile()
+
+    def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """`reconstruction` (mean absolute error), `perceptual` (LPIPS), `latent` (distance from N(0, 1))."""
+        z = self.module.encode(batch.hr)
+        noise = torch.randn(z.shape, generator=generator, device=z.device)
+        image = self.module.decode(z + self._latent_noise * noise)
+        terms = {
+            "reconstruction": (image - batch.hr).abs().mean(),
+            "latent": unit_scale_penalty(z),
+        }
+        total = terms["reconstruction"] + 0.1 * terms["latent"]
+        if self._lpips is not None:
+            terms["perceptual"] = self._lpips(image, batch.hr).mean()
+            total = total + self._weight * terms["perceptual"]
+        return terms | {"total": total}
+
+    def export(self, folder: Path) -> Path:
+        """Write the VAE as a base folder (without a transformer yet)."""
+        save_base(folder, vae=self.module.vae)
+        return folder
+
+
+def unit_scale_penalty(z: Tensor) -> Tensor:
+    """KL divergence of each latent channel's batch statistics, taken as normal, from N(0, 1); the mean.
+
+    Holds the latents at the scale of the flow's noise, so that a fixed noise level means the same all along.
+    """
+    channels = rearrange(z, "b c h w -> c (b h w)")
+    mean, variance = channels.mean(1), channels.var(1) + 1e-6
+    return 0.5 * (mean.square() + variance - 1 - variance.log()).mean()

@@ -1,0 +1,242 @@
+"""What a training run is made of. Recipes return whole configs; an ablation is `dataclasses.replace`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from allosr2.errors import ConfigError
+
+
+def _check(condition: bool, name: str, value: object, remedy: str) -> None:
+    if not condition:
+        raise ConfigError(f"{name} is {value}: {remedy}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImagesConfig:
+    """Where HR training images come from."""
+
+    photos: Path = Path("photos")
+    """Folder of photographs, searched recursively; not read where every image is drawn."""
+    procedural: float = 0.2
+    """Fraction of images that are drawn instead of cropped, in [0, 1]."""
+    crop: int = 256
+    """Side of an HR crop in pixels; a multiple of 16."""
+    minimum_scale: float = 0.5
+    """A photograph is shrunk by a factor drawn from [minimum_scale, 1] before it is cropped."""
+    cache_gigabytes: float = 4.0
+    """Decoded photographs kept in memory, per loading process."""
+    workers: int = 1
+    """Loading processes."""
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.procedural <= 1, "procedural", self.procedural, "use a fraction in [0, 1]")
+        _check(
+            self.crop >= 32 and self.crop % 16 == 0,
+            "crop",
+            self.crop,
+            "use a multiple of 16, at least 32",
+        )
+        _check(0 < self.minimum_scale <= 1, "minimum_scale", self.minimum_scale, "use (0, 1]")
+        _check(self.cache_gigabytes >= 0, "cache_gigabytes", self.cache_gigabytes, "use 0 or more")
+        _check(self.workers >= 0, "workers", self.workers, "use 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizationConfig:
+    """AdamW and its schedule: linear warm-up, constant, linear decay to zero at the end."""
+
+    learning_rate: float = 5e-5
+    """Peak learning rate."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's moment decay rates."""
+    warmup_steps: int = 0
+    """Optimizer steps of linear warm-up."""
+    decay_fraction: float = 0.0
+    """Last fraction of the run over which the learning rate falls to zero; 0 keeps it constant."""
+    gradient_clip: float = 1.0
+    """Largest global gradient norm."""
+    ema_decay: float = 0.999
+    """Decay of the weights' exponential moving average, which is what is exported; 0 exports the weights."""
+
+    def __post_init__(self) -> None:
+        _check(self.learning_rate > 0, "learning_rate", self.learning_rate, "use a positive value")
+        _check(self.weight_decay >= 0, "weight_decay", self.weight_decay, "use 0 or more")
+        _check(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "use 0 or more")
+        _check(0 <= self.decay_fraction <= 1, "decay_fraction", self.decay_fraction, "use [0, 1]")
+        _check(self.gradient_clip > 0, "gradient_clip", self.gradient_clip, "use a positive value")
+        _check(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "use [0, 1)")
+
+    def learning_rate_at(self, step: int, steps: int) -> float:
+        """Learning rate of optimizer step `step` (from 0) of `steps`."""
+        warmup = min(1.0, (step + 1) / (self.warmup_steps + 1))
+        decay_steps = self.decay_fraction * steps
+        decay = min(1.0, (steps - step) / decay_steps) if decay_steps > 0 else 1.0
+        return self.learning_rate * warmup * decay
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """How long, how many at a time, where, and how often it is written down."""
+
+    output: Path
+    """Folder of the run: checkpoints, log and exported model. Run the same command again to resume."""
+    steps: int = 10_000
+    """Optimizer steps."""
+    batch_size: int = 16
+    """Images of one optimizer step."""
+    accumulation: int = 1
+    """Parts that a batch is cut into, one forward and backward each; divides `batch_size`."""
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    """Autocast precision of the networks; weights and losses stay float32."""
+    compile: bool = False
+    """Compile the networks with torch.compile: a minute once, then up to twice as fast."""
+    device: str = "auto"
+    """"cpu", "cuda", "cuda:1", or "auto": CUDA if there is a GPU."""
+    seed: int = 0
+    """Seed of everything drawn; sample i depends on (seed, i) alone."""
+    log_every: int = 20
+    """Steps between two lines of the log."""
+    checkpoint_every: int = 500
+    """Steps between two checkpoints."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept; older ones are removed."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every"):
+            _check(getattr(self, name) >= 1, name, getattr(self, name), "use 1 or more")
+        _check(
+            self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "use 1 or more"
+        )
+        _check(
+            self.batch_size % self.accumulation == 0,
+            "accumulation",
+            self.accumulation,
+            f"use a divisor of batch_size {self.batch_size}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PerceptualConfig:
+    """LPIPS, the perceptual distance of Eq. 8."""
+
+    perceptual: Path = Path("lpips.safetensors")
+    """Safetensors file of LPIPS weights on SqueezeNet 1.1; not read where the weight is 0."""
+    perceptual_weight: float = 2.0
+    """Weight of LPIPS; the lambda of Eq. 8, which the paper does not give. 0 leaves LPIPS out."""
+
+    def __post_init__(self) -> None:
+        _check(
+            self.perceptual_weight >= 0,
+            "perceptual_weight",
+            self.perceptual_weight,
+            "use 0 or more",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CodecTraining:
+    """Stage 1 of `mini`: a small VAE, trained to reconstruct HR images."""
+
+    run: RunConfig
+    images: ImagesConfig
+    optimization: OptimizationConfig
+    perceptual: PerceptualConfig
+    initial: Path | None = None
+    """Base folder whose VAE is trained on; without it training starts from random weights."""
+    latent_noise: float = 0.05
+    """Noise added to the (unit-scale) latents while training, so that the decoder forgives small errors."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FlowTraining:
+    """Stage 2 of `mini`: flow matching (arXiv:2604.19238, Eq. 3) on a frozen codec's latents."""
+
+    run: RunConfig
+    images: ImagesConfig
+    optimization: OptimizationConfig
+    codec: Path
+    """Base folder whose VAE is used."""
+    initial: Path | None = None
+    """Base folder whose transformer is trained on; without it training starts from random weights."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterConfig:
+    """LoRA on the VAE's encoder and the transformer."""
+
+    rank: int = 64
+    """Rank of every adapter."""
+    alpha: int = 64
+    """LoRA alpha; an adapter is scaled by alpha / rank."""
+
+    def __post_init__(self) -> None:
+        _check(self.rank >= 1, "rank", self.rank, "use 1 or more")
+        _check(self.alpha >= 1, "alpha", self.alpha, "use 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossConfig:
+    """The terms of Algorithm 1 and the choices that the paper's text leaves open."""
+
+    perceptual_target: Literal["image", "decoded"] = "image"
+    """LPIPS against the HR image (Algorithm 1, line 12) or against its decoded latent (Eq. 8)."""
+    fatc_weight: float = 1.0
+    """Weight of FATC; 0 is the ablation without it."""
+    fatc_detach: bool = False
+    """Stop FATC's gradient at z_lr, so that it trains the transformer alone."""
+    atm_weight: float = 1.0
+    """Weight of ATM; 0 is the ablation without it."""
+    atm_reference: Literal["shared", "frozen"] = "shared"
+    """Weights of the generative path: the adapted ones (the paper's), or the base's."""
+    atm_state: Literal["anchored", "renoised"] = "anchored"
+    """ATM's SR state: between z_hr and z_lr (the paper's Eq. 9), or z_sr diffused to time t (as DMD does)."""
+    generative_weight: float = 0.0
+    """Weight of flow matching (Eq. 3) on the generative path, which keeps a shared reference generative."""
+
+    def __post_init__(self) -> None:
+        for name in ("fatc_weight", "atm_weight", "generative_weight"):
+            _check(getattr(self, name) >= 0, name, getattr(self, name), "use 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AlloSR2Training:
+    """Algorithm 1: LoRA on a pre-trained flow, trained on degraded pairs."""
+
+    run: RunConfig
+    images: ImagesConfig
+    optimization: OptimizationConfig
+    perceptual: PerceptualConfig
+    base: str
+    """Base in diffusers layout: a local folder or a hub id."""
+    embed_base: bool = False
+    """Copy the base into the exported model folder; for bases as small as `mini`'s."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    initial: Path | None = None
+    """Model folder whose adapters are trained on; without it adapters start at zero effect."""
+    preset: str = "real-esrgan"
+    """Degradation preset: "real-esrgan", "mild" or "stablesr"."""
+    scale: int = 4
+    """Upscaling factor."""
+    t_star: float | None = None
+    """Time at which LR latents are placed; None measures it (Eq. 6) before the first step."""
+    t_star_pairs: int = 256
+    """Pairs that t* is measured on."""
+
+    def __post_init__(self) -> None:
+        _check(self.scale >= 1, "scale", self.scale, "use 1 or more")
+        _check(
+            self.t_star is None or 0 < self.t_star < 1,
+            "t_star",
+            self.t_star,
+            "use a value in (0, 1)",
+        )
+        _check(self.t_star_pairs >= 1, "t_star_pairs", self.t_star_pairs, "use 1 or more")
+
+
+TrainingConfig = CodecTraining | FlowTraining | AlloSR2Training

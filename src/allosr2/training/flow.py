@@ -1,0 +1,52 @@
+"""Stage 2 of `mini`: flow matching (arXiv:2604.19238, Eq. 3) on the latents of a frozen codec."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from allosr2.backbones.base import load_transformer, load_vae, save_base
+from allosr2.backbones.codec import Codec
+from allosr2.backbones.flux import Conditioning, FluxVelocity
+from allosr2.backbones.presets import mini_transformer
+from allosr2.data.pairs import Batch
+from allosr2.flow import interpolate, velocity
+from allosr2.training.config import FlowTraining
+
+
+class FlowStage:
+    """A FLUX transformer that learns the velocity from HR latents to noise, without text."""
+
+    def __init__(self, config: FlowTraining, device: torch.device) -> None:
+        self._codec = Codec(load_vae(str(config.codec))).to(device)
+        self._codec.to(memory_format=torch.channels_last)
+        transformer = (
+            load_transformer(str(config.initial)) if config.initial else mini_transformer()
+        )
+        transformer.requires_grad_(True)
+        self._transformer = transformer
+        self.module = FluxVelocity(transformer, Conditioning.empty(transformer)).to(device)
+        self.degradation = None
+        self.scale = 1
+        self.constants: dict[str, float] = {}
+        if config.run.compile:
+            self._codec.vae.encoder.compile()
+            transformer.compile_repeated_blocks()
+
+    def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Eq. 3, with t from a logit-normal distribution: the middle of the path is the hard part."""
+        with torch.no_grad():
+            z_0 = self._codec.encode(batch.hr)
+        eps = torch.randn(z_0.shape, generator=generator, device=z_0.device)
+        t = torch.randn(z_0.shape[0], generator=generator, device=z_0.device).sigmoid()
+        v = self.module(interpolate(z_0, eps, t), t)
+        loss = functional.mse_loss(v, velocity(z_0, eps))
+        return {"flow_matching": loss, "total": loss}
+
+    def export(self, folder: Path) -> Path:
+        """Write a whole base folder: the transformer beside its VAE."""
+        save_base(folder, transformer=self._transformer, vae=self._codec.vae)
+        return folder
