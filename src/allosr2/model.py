@@ -52,15 +52,10 @@ class ModelConfig:
     """Version of this layout."""
 
     def __post_init__(self) -> None:
-        if self.format_version != FORMAT_VERSION:
-            raise ModelError(
-                f"{CONFIG_NAME}: format_version is {self.format_version}, this version reads "
-                f"{FORMAT_VERSION}; upgrade allosr2 or export the model again"
-            )
         if not 0 < self.t_star < 1:
-            raise ModelError(f"{CONFIG_NAME}: t_star is {self.t_star}; it must lie in (0, 1)")
+            raise ModelError(f"t_star is {self.t_star}; it must lie in (0, 1)")
         if self.scale < 1:
-            raise ModelError(f"{CONFIG_NAME}: scale is {self.scale}; it must be 1 or more")
+            raise ModelError(f"scale is {self.scale}; it must be 1 or more")
 
     @classmethod
     def read(cls, folder: Path) -> ModelConfig:
@@ -71,8 +66,17 @@ class ModelConfig:
                 f"{folder}: no {CONFIG_NAME} in it; name a model folder, or {EMBEDDED}"
             )
         try:
-            return cls(**json.loads(path.read_text()))
-        except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+            fields = json.loads(path.read_text())
+            version = fields["format_version"]
+            if version != FORMAT_VERSION:  # asked first: another version may have other fields
+                raise ModelError(
+                    f"format_version is {version}, this version reads {FORMAT_VERSION}; "
+                    "upgrade allosr2 or export the model again"
+                )
+            return cls(**fields)
+        except ModelError as error:
+            raise ModelError(f"{path}: {error}") from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(
                 f"{path}: not a model's config ({error}); export the model again"
             ) from error
@@ -118,7 +122,7 @@ class AlloSR2(nn.Module):
         """
         folder = model_folder(source)
         config = ModelConfig.read(folder)
-        base = str(folder / config.base) if (folder / config.base).is_dir() else config.base
+        base = base_of(folder, config)
         vae, transformer = load_vae(base), load_transformer(base)
         load_adapters(folder, vae=vae, transformer=transformer)
         conditioning = load_conditioning(folder / CONDITIONING_NAME)
@@ -127,7 +131,11 @@ class AlloSR2(nn.Module):
                 f"{folder / CONDITIONING_NAME}: it has {conditioning.prompt.shape[0]} text tokens, "
                 f"{CONFIG_NAME} says {config.prompt_length}; export the model again"
             )
-        model = cls(Codec(vae), FluxVelocity(transformer, conditioning, config.guidance), config)
+        try:
+            velocity = FluxVelocity(transformer, conditioning, config.guidance)
+        except ModelError as error:
+            raise ModelError(f"{folder}: {error}") from error
+        model = cls(Codec(vae), velocity, config)
         _refuse_non_finite(model, folder)
         return model.requires_grad_(False).eval()
 
@@ -159,12 +167,27 @@ def model_folder(source: str | Path) -> Path:
     return folder
 
 
+def base_of(folder: Path, config: ModelConfig) -> str:
+    """The base of a model folder: a path inside it where there is one, else as the config says."""
+    inside = folder / config.base
+    return str(inside) if inside.is_dir() else config.base
+
+
+def load_frozen_codec(source: str | Path) -> Codec:
+    """The codec of a model's base, without adapters: the fixed encoder of Eq. 6. Raises ModelError."""
+    folder = model_folder(source)
+    return Codec(load_vae(base_of(folder, ModelConfig.read(folder))))
+
+
 def load_conditioning(path: Path) -> Conditioning:
     """Read an encoded prompt. Raises ModelError if the file is absent or broken."""
     try:
         tensors = load_file(path)
-        return Conditioning(prompt=tensors["prompt"].float(), pooled=tensors["pooled"].float())
-    except (OSError, SafetensorError, KeyError) as error:
+        prompt, pooled = tensors["prompt"].float(), tensors["pooled"].float()
+        if (prompt.ndim, pooled.ndim) != (2, 1):
+            raise ValueError(f"shapes {tuple(prompt.shape)} and {tuple(pooled.shape)}")
+        return Conditioning(prompt=prompt, pooled=pooled)
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise ModelError(
             f"{path}: no encoded prompt can be read ({error}); copy it again"
         ) from error
@@ -176,8 +199,8 @@ def copy_base(base: Path, folder: Path) -> None:
 
 
 def _refuse_non_finite(model: nn.Module, folder: Path) -> None:
-    for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if not bool(torch.isfinite(tensor).all()):
             raise ModelError(
                 f"{folder}: {name} holds NaN or infinity; copy or train the model again"
             )

@@ -63,6 +63,16 @@ def position_ids(rows: int, columns: int, device: torch.device) -> Float[Tensor,
     return grid.view(-1, 3)
 
 
+def representable_time(t: float) -> float:
+    """The nearest time that FLUX embeds alike in float32 and in bfloat16.
+
+    The transformer computes 1000 t in its own precision; bfloat16 has 8 bits, and the embedding's highest
+    frequency tells 437 from 438. At such a time a model trained in one precision runs in the other.
+    """
+    rounded = torch.tensor(t, dtype=torch.bfloat16) * 1000
+    return rounded.item() / 1000
+
+
 class FluxVelocity(nn.Module):
     """`v(z_t, t)` of a FLUX transformer with its prompt and guidance held constant.
 

@@ -88,13 +88,13 @@ def merge_adapters(module: nn.Module) -> None:
 
 
 def save_adapters(folder: Path, **parts: nn.Module) -> None:
-    """Write the adapters of parts (`vae=...`, `transformer=...`) to one file that diffusers can load."""
+    """Write the adapters of parts (`vae=...`, `transformer=...`) to one bfloat16 file for diffusers."""
     tensors: dict[str, Tensor] = {}
     settings: dict[str, Any] = {}
     for part, module in parts.items():
         config: LoraConfig = cast(Any, module).peft_config[ADAPTER]
         state: dict[str, Tensor] = get_peft_model_state_dict(module, adapter_name=ADAPTER)
-        tensors |= {f"{part}.{key}": value.contiguous() for key, value in state.items()}
+        tensors |= {f"{part}.{k}": v.to(torch.bfloat16).contiguous() for k, v in state.items()}
         settings |= {
             f"{part}.r": config.r,
             f"{part}.lora_alpha": config.lora_alpha,
@@ -137,3 +137,9 @@ def load_adapters(folder: Path, **parts: nn.Module) -> None:
             )
         set_peft_model_state_dict(module, state, adapter_name=ADAPTER)
         module.requires_grad_(False)
+
+
+def adapter_rank(module: nn.Module) -> int:
+    """Rank of the adapter that a part carries."""
+    config: LoraConfig = cast(Any, module).peft_config[ADAPTER]
+    return config.r

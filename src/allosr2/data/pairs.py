@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from allosr2.data.degradation import DegradationConfig, degrade, sample_degradation
 from allosr2.data.photos import HRImages
+from allosr2.errors import AlloSR2Error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,15 +31,23 @@ class Batch:
         return Batch(hr=self.hr.to(device), lr=None if self.lr is None else self.lr.to(device))
 
 
-class _Pairs(Dataset[tuple[UInt8[Tensor, "3 h w"], UInt8[Tensor, "3 h/s w/s"] | None]]):
+_Pair = tuple[UInt8[Tensor, "3 h w"], UInt8[Tensor, "3 h/s w/s"] | None]
+
+
+class _Pairs(Dataset[_Pair | AlloSR2Error]):
     def __init__(self, images: HRImages, degradation: DegradationConfig | None, scale: int) -> None:
         self.images = images
         self.degradation = degradation
         self.scale = scale
 
-    def __getitem__(
-        self, index: int
-    ) -> tuple[UInt8[Tensor, "3 h w"], UInt8[Tensor, "3 h/s w/s"] | None]:
+    def __getitem__(self, index: int) -> _Pair | AlloSR2Error:
+        # as a value: raised in a loading process, a traceback would become part of the message
+        try:
+            return self._pair(index)
+        except AlloSR2Error as error:
+            return error
+
+    def _pair(self, index: int) -> _Pair:
         hr = rearrange(torch.from_numpy(np.array(self.images[index])), "h w c -> c h w")
         if self.degradation is None:
             return hr, None
@@ -47,9 +56,12 @@ class _Pairs(Dataset[tuple[UInt8[Tensor, "3 h w"], UInt8[Tensor, "3 h/s w/s"] | 
         return hr, (lr * 255).round().to(torch.uint8)  # a quarter of the bytes between processes
 
 
-def _collate(
-    pairs: list[tuple[UInt8[Tensor, "3 h w"], UInt8[Tensor, "3 h/s w/s"] | None]],
-) -> Batch:
+def _collate(loaded: list[_Pair | AlloSR2Error]) -> Batch | AlloSR2Error:
+    pairs: list[_Pair] = []
+    for item in loaded:
+        if isinstance(item, AlloSR2Error):
+            return item
+        pairs.append(item)
     hr = torch.stack([hr for hr, _ in pairs]) / 255
     lr = [lr for _, lr in pairs if lr is not None]
     return Batch(hr=hr, lr=torch.stack(lr) / 255 if lr else None)
@@ -67,15 +79,18 @@ def batches(
 ) -> Iterator[Batch]:
     """Batches of samples `first` to `last - 1` in order, each of `batch_size` consecutive ones.
 
-    Without a degradation the batches hold HR images alone.
+    The last one is smaller if `batch_size` does not divide their number. Without a degradation the batches
+    hold HR images alone. Raises DataError when it comes to a damaged photograph.
     """
-    return iter(
-        DataLoader(
-            _Pairs(images, degradation, scale),
-            batch_size=batch_size,
-            sampler=range(first, last),
-            num_workers=workers,
-            collate_fn=_collate,
-            prefetch_factor=4 if workers else None,
-        )
+    loader = DataLoader(
+        _Pairs(images, degradation, scale),
+        batch_size=batch_size,
+        sampler=range(first, last),
+        num_workers=workers,
+        collate_fn=_collate,
+        prefetch_factor=4 if workers else None,
     )
+    for loaded in loader:
+        if isinstance(loaded, AlloSR2Error):
+            raise loaded
+        yield loaded

@@ -21,13 +21,19 @@ class PhotoFolder:
     """The photographs of a folder, decoded when first asked for and kept in memory up to a limit."""
 
     def __init__(self, folder: Path, *, smallest_side: int, cache_gigabytes: float) -> None:
-        """Read every header. Raises DataError if no photograph has sides of `smallest_side` pixels."""
+        """Read every header; photographs with a side below `smallest_side` pixels are left out.
+
+        Raises DataError if the folder is missing, a header cannot be read, or no photograph is left.
+        """
         if not folder.is_dir():
             raise DataError(f"{folder}: no such folder of photographs; name one with --photos DIR")
         self.paths: list[Path] = []
         areas: list[int] = []
         for path in find_images(folder, recursive=True):
-            height, width = read_size(path)
+            try:
+                height, width = read_size(path)
+            except ImageError as error:
+                raise DataError(f"{error}; remove it from the training folder") from error
             if min(height, width) < smallest_side:
                 logger.warning("%s: %d x %d is smaller than a crop; left out", path, width, height)
                 continue
@@ -44,7 +50,7 @@ class PhotoFolder:
         self._cache_bytes = int(cache_gigabytes * 2**30)
 
     def photo(self, number: int) -> UInt8[np.ndarray, "h w 3"]:
-        """Photograph `number`, decoded."""
+        """Photograph `number`, decoded. Raises DataError, naming the file, if it is damaged."""
         if number in self._cache:
             self._cache.move_to_end(number)
             return self._cache[number]
@@ -63,7 +69,8 @@ class PhotoFolder:
         """A random crop, randomly shrunk and mirrored.
 
         Half of the crops keep the photograph's own pixels; the others are shrunk by a factor drawn
-        uniformly from [minimum_scale, 1], which adds finer textures than the photograph has.
+        uniformly from [minimum_scale, 1] (less where the photograph is too small for it), which adds
+        finer textures than the photograph has.
         """
         image = self.photo(int(rng.choice(len(self.paths), p=self.probabilities)))
         scale = rng.uniform(minimum_scale, 1.0) if rng.random() < 0.5 else 1.0
@@ -104,7 +111,8 @@ class HRImages:
         self.seed = seed
 
     def __getitem__(self, index: int) -> UInt8[np.ndarray, "crop crop 3"]:
-        rng = np.random.default_rng(np.random.SeedSequence((self.seed, index)))
+        # A stream of its own: with the drawn image's, the choice to draw one would also choose which.
+        rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(index, 1)))
         if self.folder is None or rng.random() < self.procedural:
             return procedural_image(self.seed, index, self.crop)
         return self.folder.crop(rng, self.crop, self.minimum_scale)

@@ -11,6 +11,9 @@ LEVELS = 5
 RADIUS = 2**LEVELS - 1
 """Pixels farther away than this (in either axis) have no influence on a result: 31 px."""
 
+_BAND = 512
+"""Rows that are blurred at a time: a picture of 200 megapixels needs no further copies of itself."""
+
 
 def match_color(
     sr: Float[Tensor, "b 3 h w"], reference: Float[Tensor, "b 3 h w"]
@@ -25,7 +28,15 @@ def match_color(
     Each result depends on pixels up to `RADIUS` away. Apply it to a whole picture; on a cut-out,
     the outermost `RADIUS` pixels would differ from those of the whole.
     """
-    return sr.add(_low_frequencies(reference - sr)).clamp_(0, 1)
+    height = sr.shape[-2]
+    matched = torch.empty_like(sr)
+    for top in range(0, height, _BAND):
+        rows = slice(top, min(top + _BAND, height))
+        first, last = max(rows.start - RADIUS, 0), min(rows.stop + RADIUS, height)
+        low = _low_frequencies(reference[..., first:last, :] - sr[..., first:last, :])
+        low = low[..., rows.start - first : rows.stop - first, :]
+        matched[..., rows, :] = low.add_(sr[..., rows, :]).clamp_(0, 1)
+    return matched
 
 
 def _low_frequencies(image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:

@@ -1,5 +1,6 @@
 """Image files and arrays, in and out: RGB as a viewer shows it, and the metadata beside it."""
 
+import errno
 import io
 import os
 import secrets
@@ -108,6 +109,30 @@ def read_size(path: Path) -> tuple[int, int]:
         return image.height, image.width
 
 
+def check_target(path: Path, metadata: ImageMetadata) -> None:
+    """Refuse, before any work is done, a target that `write_image` would refuse.
+
+    Raises:
+        ImageError: for an unknown suffix, transparency that the format cannot hold, a path that is
+            a folder, and a folder that is absent or cannot be written.
+    """
+    path = Path(path)
+    file_format = FORMAT_OF_SUFFIX.get(path.suffix.lower())
+    if file_format is None:
+        raise ImageError(
+            f"cannot write {path}: unknown suffix; use one of {', '.join(FORMAT_OF_SUFFIX)}"
+        )
+    transparent = metadata.alpha is not None and (metadata.alpha < 255).any()
+    if transparent and file_format not in _HOLDS_ALPHA:
+        raise ImageError(f"cannot write {path}: {file_format} holds no transparency; use .png")
+    if path.is_dir():
+        raise _refused(path, errno.EISDIR)
+    if not path.parent.is_dir():
+        raise _refused(path, errno.ENOTDIR if path.parent.exists() else errno.ENOENT)
+    if not os.access(path.parent, os.W_OK):
+        raise _refused(path, errno.EACCES)
+
+
 def write_image(path: Path, image: UInt8[np.ndarray, "h w 3"], metadata: ImageMetadata) -> None:
     """Write a picture in the format that the suffix of `path` names, whole or not at all.
 
@@ -138,10 +163,14 @@ def write_image(path: Path, image: UInt8[np.ndarray, "h w 3"], metadata: ImageMe
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        reason = error.strerror or error
-        raise ImageError(
-            f"cannot write {path}: {reason}; choose a folder that exists, is writable and has room"
-        ) from error
+        raise _refused(path, error.errno or errno.EIO) from error
+
+
+def _refused(path: Path, number: int) -> ImageError:
+    return ImageError(
+        f"cannot write {path}: {os.strerror(number)}; "
+        "choose a folder that exists, is writable and has room"
+    )
 
 
 def find_images(folder: Path, *, recursive: bool = False) -> list[Path]:
@@ -219,7 +248,7 @@ def to_array(image: Float[Tensor, "1 3 h w"]) -> UInt8[np.ndarray, "h w 3"]:
     """
     if not torch.isfinite(image).all():
         raise ImageError("the image holds values that are not finite; compute it in float32")
-    levels = image.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8)
+    levels = image.detach().float().clamp(0, 1).mul_(255).round_().to(torch.uint8)
     return rearrange(levels.cpu(), "1 c h w -> h w c").contiguous().numpy()
 
 
@@ -229,7 +258,7 @@ def _batch(color: np.ndarray) -> Float[Tensor, "1 3 h w"]:
 
 
 def _checked(image: Float[Tensor, "b 3 h w"], where: str) -> Float[Tensor, "b 3 h w"]:
-    low, high = (float(bound) for bound in torch.aminmax(image))  # NaN comes through as NaN
+    low, high = (float(bound) for bound in torch.aminmax(image.detach()))  # NaN comes through as NaN
     if not (low >= -1e-3 and high <= 1 + 1e-3):
         raise ImageError(f"{where} has values from {low:g} to {high:g}; give floats in [0, 1]")
     return image.clamp(0, 1)
@@ -237,16 +266,11 @@ def _checked(image: Float[Tensor, "b 3 h w"], where: str) -> Float[Tensor, "b 3 
 
 def _encode(path: Path, image: UInt8[np.ndarray, "h w 3"], metadata: ImageMetadata) -> bytes:
     """The bytes of the file to write, so that a failure to encode touches no disk."""
-    file_format = FORMAT_OF_SUFFIX.get(path.suffix.lower())
-    if file_format is None:
-        raise ImageError(
-            f"cannot write {path}: unknown suffix; use one of {', '.join(FORMAT_OF_SUFFIX)}"
-        )
+    check_target(path, metadata)
+    file_format = FORMAT_OF_SUFFIX[path.suffix.lower()]
     levels = image
     if metadata.alpha is not None and file_format in _HOLDS_ALPHA:
         levels = np.dstack([image, metadata.alpha])
-    elif metadata.alpha is not None and (metadata.alpha < 255).any():
-        raise ImageError(f"cannot write {path}: {file_format} holds no transparency; use .png")
     options = dict(_SAVE_OPTIONS[file_format])
     if file_format in _HOLDS_METADATA and metadata.icc_profile:
         options["icc_profile"] = metadata.icc_profile

@@ -25,4 +25,4 @@ def resize(
 def enlarge(image: Float[Tensor, "b c h w"], scale: int) -> Float[Tensor, "b c h*s w*s"]:
     """Bicubic enlargement by a whole factor, clamped to [0, 1]: what the codec encodes of an LR image."""
     height, width = image.shape[-2:]
-    return resize(image, (height * scale, width * scale)).clamp(0, 1)
+    return resize(image, (height * scale, width * scale)).clamp_(0, 1)

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import logging
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ from torch import Tensor
 
 from allosr2.backbones.base import load_transformer, load_vae
 from allosr2.backbones.codec import Codec
-from allosr2.backbones.flux import Conditioning, FluxVelocity
+from allosr2.backbones.flux import Conditioning, FluxVelocity, representable_time
 from allosr2.backbones.lora import add_adapter, load_adapters
 from allosr2.data.degradation import preset
 from allosr2.data.pairs import Batch, batches
 from allosr2.data.photos import HRImages
+from allosr2.errors import ConfigError
 from allosr2.imaging.resize import enlarge
 from allosr2.losses.perceptual import LPIPS
 from allosr2.model import AlloSR2, ModelConfig, copy_base
@@ -32,7 +33,11 @@ logger = logging.getLogger(__name__)
 
 
 class AlloSR2Stage:
-    """LoRA on VAE encoder and transformer; decoder, frozen encoder and LPIPS stay as they are."""
+    """LoRA on VAE encoder and transformer; decoder, frozen encoder and LPIPS stay as they are.
+
+    Raises ConfigError if a base that is to be embedded is no folder, ModelError if base, adapters or LPIPS
+    cannot be loaded.
+    """
 
     def __init__(
         self,
@@ -41,9 +46,16 @@ class AlloSR2Stage:
         device: torch.device,
         constants: dict[str, float],
     ) -> None:
+        local = Path(config.base).is_dir()
+        if config.embed_base and not local:
+            raise ConfigError(
+                f"embed_base is set: base {config.base} is no folder here; name one, or leave it out"
+            )
         self.degradation = preset(config.preset)
         self.scale = config.scale
         self._config = config
+        path, weight = config.perceptual.perceptual, config.perceptual.perceptual_weight
+        self._lpips = LPIPS.from_file(path).to(device) if weight else None
         vae, transformer = load_vae(config.base), load_transformer(config.base)
         self._frozen = Codec(copy.deepcopy(vae)).to(device).to(memory_format=torch.channels_last)
         if config.initial:
@@ -58,17 +70,17 @@ class AlloSR2Stage:
         self.constants = constants or {
             "t_star": config.t_star or self._measure_t_star(images, device)
         }
+        # a local base is named by its absolute path: the model is not always loaded from where it was trained
+        base = str(Path(config.base).resolve()) if local else config.base
         model_config = ModelConfig(
-            base="base" if config.embed_base else config.base,
-            t_star=self.constants["t_star"],
+            base="base" if config.embed_base else base,
+            t_star=representable_time(self.constants["t_star"]),
             scale=config.scale,
             preset=config.preset,
             prompt_length=velocity.prompt.shape[0],
         )
         self.module = AlloSR2(Codec(vae), velocity, model_config).to(device)
         self.module.codec.to(memory_format=torch.channels_last)
-        path, weight = config.perceptual.perceptual, config.perceptual.perceptual_weight
-        self._lpips = LPIPS.from_file(path).to(device) if weight else None
         if config.run.compile:
             if self._lpips is not None:
                 self._lpips.compile()
@@ -77,13 +89,13 @@ class AlloSR2Stage:
                 codec.vae.decoder.compile()
             transformer.compile_repeated_blocks()
 
-    def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
         """Algorithm 1's terms."""
         return algorithm_1(
             self.module,
             self._frozen,
             batch,
-            generator,
+            generators,
             loss=self._config.loss,
             lpips=self._lpips,
             perceptual_weight=self._config.perceptual.perceptual_weight,
@@ -106,12 +118,12 @@ class AlloSR2Stage:
         """Eq. 6 on the run's first `t_star_pairs` pairs, by the frozen encoder."""
 
         def latents() -> Iterator[tuple[Tensor, Tensor]]:
-            size = min(self._config.run.batch_size, self._config.t_star_pairs)
+            run = self._config.run
             loader = batches(
                 images,
                 self.degradation,
                 scale=self.scale,
-                batch_size=size,
+                batch_size=run.batch_size // run.accumulation,
                 first=0,
                 last=self._config.t_star_pairs,
                 workers=self._config.images.workers,

@@ -68,8 +68,13 @@ def config_fields(config: TrainingConfig) -> dict[str, Any]:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, config: TrainingConfig) -> Path:
-    """Write `folder/step_N`: to a temporary folder first, fsynced, then renamed, so it is whole or absent."""
+    """Write `folder/step_N`: to a temporary folder first, fsynced, then renamed, so it is whole or absent.
+
+    One that is there already stays: the same config at the same step has the same state.
+    """
     final = folder / f"step_{checkpoint.step:08d}"
+    if final.is_dir():
+        return final
     temporary = folder / f".{final.name}.{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -86,12 +91,19 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, config: TrainingConfig
     }
     (temporary / "state.json").write_text(json.dumps(state, indent=2) + "\n")
     for path in (*temporary.iterdir(), temporary):
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-    shutil.rmtree(final, ignore_errors=True)
+        _sync(path)
     temporary.rename(final)
+    _sync(folder)
     return final
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of files, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -108,18 +120,27 @@ def prune(folder: Path, keep: int) -> None:
 def load_checkpoint(path: Path, config: TrainingConfig) -> Checkpoint:
     """Read a checkpoint.
 
-    Raises ModelError if it cannot be read, ConfigError if it was made with another config (naming the fields).
+    Raises ModelError if it cannot be read, ConfigError if it was made with another config (naming the
+    fields) or is past the config's last step.
     """
     try:
         state = json.loads((path / "state.json").read_text())
+        saved, step, constants = state["config"], state["step"], state["constants"]
         tensors = {
             name: load_file(path / f"{name}.safetensors")
             for name in ("weights", "average", "optimizer")
         }
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        raise ModelError(f"{path}: the checkpoint cannot be read ({error}); remove it") from error
-    _refuse_other_config(path, state["config"], config_fields(config))
-    return Checkpoint(step=state["step"], constants=state["constants"], **tensors)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(
+            f"{path}: the checkpoint cannot be read ({reason}); remove it to go on from the one before"
+        ) from error
+    _refuse_other_config(path, saved, config_fields(config))
+    if step > config.run.steps:
+        raise ConfigError(
+            f"steps is {config.run.steps}: {path} is past it; use at least {step}, or another --output"
+        )
+    return Checkpoint(step=step, constants=constants, **tensors)
 
 
 def _refuse_other_config(path: Path, saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +15,10 @@ from allosr2.backbones.presets import mini_vae
 from allosr2.data.pairs import Batch
 from allosr2.losses.perceptual import LPIPS
 from allosr2.training.config import CodecTraining
+from allosr2.training.noise import normal
+
+_LATENT_WEIGHT = 0.1
+"""Weight of the latent's distance from N(0, 1): enough to hold its scale, too little to cost detail."""
 
 
 class CodecStage:
@@ -36,16 +41,15 @@ class CodecStage:
             vae.encoder.compile()
             vae.decoder.compile()
 
-    def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
         """`reconstruction` (mean absolute error), `perceptual` (LPIPS), `latent` (distance from N(0, 1))."""
         z = self.module.encode(batch.hr)
-        noise = torch.randn(z.shape, generator=generator, device=z.device)
-        image = self.module.decode(z + self._latent_noise * noise)
+        image = self.module.decode(z + self._latent_noise * normal(generators, z.shape[1:]))
         terms = {
             "reconstruction": (image - batch.hr).abs().mean(),
             "latent": unit_scale_penalty(z),
         }
-        total = terms["reconstruction"] + 0.1 * terms["latent"]
+        total = terms["reconstruction"] + _LATENT_WEIGHT * terms["latent"]
         if self._lpips is not None:
             terms["perceptual"] = self._lpips(image, batch.hr).mean()
             total = total + self._weight * terms["perceptual"]

@@ -25,7 +25,7 @@ class ImagesConfig:
     crop: int = 256
     """Side of an HR crop in pixels; a multiple of 16."""
     minimum_scale: float = 0.5
-    """A photograph is shrunk by a factor drawn from [minimum_scale, 1] before it is cropped."""
+    """Every other photograph is shrunk by a factor drawn from [minimum_scale, 1] before it is cropped."""
     cache_gigabytes: float = 4.0
     """Decoded photographs kept in memory, per loading process."""
     workers: int = 1
@@ -46,7 +46,7 @@ class ImagesConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizationConfig:
-    """AdamW and its schedule: linear warm-up, constant, linear decay to zero at the end."""
+    """AdamW and its schedule: linear warm-up, constant, linear decay toward zero at the end."""
 
     learning_rate: float = 5e-5
     """Peak learning rate."""
@@ -61,11 +61,15 @@ class OptimizationConfig:
     gradient_clip: float = 1.0
     """Largest global gradient norm."""
     ema_decay: float = 0.999
-    """Decay of the weights' exponential moving average, which is what is exported; 0 exports the weights."""
+    """Decay of the weights' exponential moving average, which is what is exported; 0 exports the weights.
+
+    Early steps use (1 + step) / (10 + step) where that is less: the first weights are the worst.
+    """
 
     def __post_init__(self) -> None:
         _check(self.learning_rate > 0, "learning_rate", self.learning_rate, "use a positive value")
         _check(self.weight_decay >= 0, "weight_decay", self.weight_decay, "use 0 or more")
+        _check(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "use [0, 1)")
         _check(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "use 0 or more")
         _check(0 <= self.decay_fraction <= 1, "decay_fraction", self.decay_fraction, "use [0, 1]")
         _check(self.gradient_clip > 0, "gradient_clip", self.gradient_clip, "use a positive value")
@@ -98,7 +102,7 @@ class RunConfig:
     device: str = "auto"
     """"cpu", "cuda", "cuda:1", or "auto": CUDA if there is a GPU."""
     seed: int = 0
-    """Seed of everything drawn; sample i depends on (seed, i) alone."""
+    """Seed of everything drawn, 0 or more; sample i depends on (seed, i) alone."""
     log_every: int = 20
     """Steps between two lines of the log."""
     checkpoint_every: int = 500
@@ -111,6 +115,13 @@ class RunConfig:
             _check(getattr(self, name) >= 1, name, getattr(self, name), "use 1 or more")
         _check(
             self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "use 1 or more"
+        )
+        _check(self.seed >= 0, "seed", self.seed, "use 0 or more")
+        _check(
+            self.precision in ("float32", "bfloat16"),
+            "precision",
+            self.precision,
+            "use float32 or bfloat16",
         )
         _check(
             self.batch_size % self.accumulation == 0,
@@ -150,6 +161,9 @@ class CodecTraining:
     """Base folder whose VAE is trained on; without it training starts from random weights."""
     latent_noise: float = 0.05
     """Noise added to the (unit-scale) latents while training, so that the decoder forgives small errors."""
+
+    def __post_init__(self) -> None:
+        _check(self.latent_noise >= 0, "latent_noise", self.latent_noise, "use 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -201,6 +215,13 @@ class LossConfig:
     def __post_init__(self) -> None:
         for name in ("fatc_weight", "atm_weight", "generative_weight"):
             _check(getattr(self, name) >= 0, name, getattr(self, name), "use 0 or more")
+        for name, choices in (
+            ("perceptual_target", ("image", "decoded")),
+            ("atm_reference", ("shared", "frozen")),
+            ("atm_state", ("anchored", "renoised")),
+        ):
+            value = getattr(self, name)
+            _check(value in choices, name, value, f"use {' or '.join(choices)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -230,6 +251,12 @@ class AlloSR2Training:
 
     def __post_init__(self) -> None:
         _check(self.scale >= 1, "scale", self.scale, "use 1 or more")
+        _check(
+            self.images.crop % self.scale == 0,
+            "scale",
+            self.scale,
+            f"use a divisor of crop {self.images.crop}",
+        )
         _check(
             self.t_star is None or 0 < self.t_star < 1,
             "t_star",

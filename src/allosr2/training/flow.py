@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from allosr2.backbones.presets import mini_transformer
 from allosr2.data.pairs import Batch
 from allosr2.flow import interpolate, velocity
 from allosr2.training.config import FlowTraining
+from allosr2.training.noise import normal
 
 
 class FlowStage:
@@ -36,12 +38,12 @@ class FlowStage:
             self._codec.vae.encoder.compile()
             transformer.compile_repeated_blocks()
 
-    def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
         """Eq. 3, with t from a logit-normal distribution: the middle of the path is the hard part."""
         with torch.no_grad():
             z_0 = self._codec.encode(batch.hr)
-        eps = torch.randn(z_0.shape, generator=generator, device=z_0.device)
-        t = torch.randn(z_0.shape[0], generator=generator, device=z_0.device).sigmoid()
+        eps = normal(generators, z_0.shape[1:])
+        t = normal(generators, ()).sigmoid()
         v = self.module(interpolate(z_0, eps, t), t)
         loss = functional.mse_loss(v, velocity(z_0, eps))
         return {"flow_matching": loss, "total": loss}

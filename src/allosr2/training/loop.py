@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from allosr2.data.pairs import Batch, batches
 from allosr2.data.photos import HRImages
 from allosr2.devices import resolve_device
-from allosr2.errors import AlloSR2Error
+from allosr2.errors import AlloSR2Error, ModelError
 from allosr2.training.checkpoint import (
     Checkpoint,
     checkpoints,
@@ -26,6 +26,7 @@ from allosr2.training.checkpoint import (
     save_checkpoint,
 )
 from allosr2.training.config import TrainingConfig
+from allosr2.training.noise import sample_generators
 from allosr2.training.stage import Stage, build_stage
 
 logger = logging.getLogger(__name__)
@@ -53,8 +54,16 @@ class Status:
 def train(config: TrainingConfig, report: Callable[[Status], None] = lambda _: None) -> Path:
     """Train to the config's last step and export the model; returns the exported folder.
 
-    Raises AlloSR2Error for what a user can put right. Interrupting loses at most the steps since the last
-    checkpoint; KeyboardInterrupt writes one first.
+    A run that was stopped goes on from its last checkpoint, and ends with the same weights as one that was
+    not. Being killed loses the steps since that checkpoint; KeyboardInterrupt writes one first.
+
+    Args:
+        config: what to train, on what, and where to write it.
+        report: called after every optimizer step.
+
+    Raises:
+        AlloSR2Error: for what a user can put right, such as missing photographs, a base that cannot be
+            loaded, an output folder of another config, or gradients that stay non-finite.
     """
     run = config.run
     device = resolve_device(run.device)
@@ -71,6 +80,9 @@ def train(config: TrainingConfig, report: Callable[[Status], None] = lambda _: N
     )
     stage = build_stage(config, images, device, restored.constants if restored else {})
     state = _TrainingState(config, stage, restored)
+    del restored  # copied by now, and three times the size of what is trained
+    log = run.output / "log.jsonl"
+    _rewind(log, state.step)
     loader = batches(
         images,
         stage.degradation,
@@ -86,19 +98,20 @@ def train(config: TrainingConfig, report: Callable[[Status], None] = lambda _: N
             started = time.perf_counter()
             terms = _accumulate(config, stage, loader, device, state.step)
             status = state.update(terms)
-            unsuccessful = 0 if np.isfinite(status.gradient_norm) else unsuccessful + 1
+            unsuccessful = 0 if math.isfinite(status.gradient_norm) else unsuccessful + 1
             if unsuccessful == PATIENCE:
                 raise AlloSR2Error(
                     f"{run.output}: {PATIENCE} steps in a row had non-finite gradients, the last at step "
                     f"{state.step}; lower the learning rate, or use --precision float32"
                 )
             if state.step % run.log_every == 0 or state.step == run.steps:
-                _log(run.output, status, time.perf_counter() - started)
+                _log(log, status, time.perf_counter() - started)
             report(status)
             if state.step % run.checkpoint_every == 0 and state.step < run.steps:
                 state.save()
     except KeyboardInterrupt:
-        state.save()
+        if state.settled:
+            state.save()
         raise
     state.save()
     with state.averaged_weights():
@@ -110,14 +123,15 @@ def _accumulate(
 ) -> dict[str, Tensor]:
     """Gradients of one optimizer step, left in the parameters; returns the mean of each term."""
     run = config.run
+    size = run.batch_size // run.accumulation
+    first = step * run.batch_size
     total: dict[str, Tensor] = {}
     for part in range(run.accumulation):
         batch = next(loader).to(device)
-        seed = np.random.SeedSequence((run.seed, step, part)).generate_state(1, np.uint64)[0]
-        generator = torch.Generator(device).manual_seed(int(seed) >> 1)
+        generators = sample_generators(run.seed, first + part * size, size, device)
         enabled = run.precision == "bfloat16"
         with torch.autocast(device.type, torch.bfloat16, enabled=enabled):
-            terms = stage.losses(batch, generator)
+            terms = stage.losses(batch, generators)
         (terms["total"] / run.accumulation).backward()
         for name, term in terms.items():
             total[name] = total.get(name, 0.0) + term.detach() / run.accumulation
@@ -131,6 +145,8 @@ class _TrainingState:
         self.config = config
         self.stage = stage
         self.step = 0
+        self.settled = True
+        """Whether parameters, optimizer and average belong to the same step."""
         self.parameters = {n: p for n, p in stage.module.named_parameters() if p.requires_grad}
         optimization = config.optimization
         self.optimizer = torch.optim.AdamW(
@@ -149,6 +165,12 @@ class _TrainingState:
             self._restore(restored)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
+        saved = {name: tensor.shape for name, tensor in checkpoint.weights.items()}
+        if saved != {name: parameter.shape for name, parameter in self.parameters.items()}:
+            raise ModelError(
+                f"{self.config.run.output}: the checkpoints hold other parameters than the model that the "
+                "config describes; put the former base back, or use another --output"
+            )
         self.step = checkpoint.step
         with torch.no_grad():
             for name, parameter in self.parameters.items():
@@ -158,14 +180,17 @@ class _TrainingState:
         for key, tensor in checkpoint.optimizer.items():
             name, _, field = key.rpartition("/")
             parameter = self.parameters[name]
-            # AdamW's fused kernel wants its step counter in float32 on the parameter's device
-            self.optimizer.state[parameter][field] = tensor.to(parameter.device)
+            # AdamW's fused kernel walks through memory: its moments must lie as the parameter does, which
+            # may be channels_last, and its step counter, a float32 scalar, on the same device
+            like = parameter if field != "step" else parameter.new_empty(())
+            self.optimizer.state[parameter][field] = torch.empty_like(like).copy_(tensor)
 
     def update(self, terms: dict[str, Tensor]) -> Status:
         """One optimizer step; a non-finite gradient leaves the parameters as they are."""
         optimization = self.config.optimization
         learning_rate = optimization.learning_rate_at(self.step, self.config.run.steps)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), optimization.gradient_clip)
+        self.settled = False
         if bool(norm.isfinite()):
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate
@@ -176,9 +201,10 @@ class _TrainingState:
                 for name, tensor in self.average.items():
                     tensor.lerp_(self.parameters[name], 1 - decay)
         else:
-            logger.warning("step %d: the gradient is not finite; skipped", self.step)
+            logger.warning("step %d: the gradient is not finite; skipped", self.step + 1)
         self.optimizer.zero_grad()
         self.step += 1
+        self.settled = True
         return Status(
             step=self.step,
             steps=self.config.run.steps,
@@ -219,9 +245,21 @@ class _TrainingState:
                     self.parameters[name].copy_(tensor)
 
 
-def _log(output: Path, status: Status, seconds: float) -> None:
+def _rewind(log: Path, step: int) -> None:
+    """Remove the lines of a killed run that are past `step`, or were cut short: those steps come again."""
+    if not log.exists():
+        return
+    kept: list[str] = []
+    for line in log.read_text().splitlines(keepends=True):
+        if not line.endswith("\n") or json.loads(line)["step"] > step:
+            break
+        kept.append(line)
+    log.write_text("".join(kept))
+
+
+def _log(log: Path, status: Status, seconds: float) -> None:
     """Append one line to the run's log."""
-    output.mkdir(parents=True, exist_ok=True)
+    log.parent.mkdir(parents=True, exist_ok=True)
     line = {
         "step": status.step,
         "seconds": round(seconds, 3),
@@ -229,5 +267,5 @@ def _log(output: Path, status: Status, seconds: float) -> None:
         "gradient_norm": status.gradient_norm,
         **status.terms,
     }
-    with (output / "log.jsonl").open("a") as file:
+    with log.open("a") as file:
         file.write(json.dumps(line) + "\n")

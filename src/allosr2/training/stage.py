@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -40,8 +41,8 @@ class Stage(Protocol):
         """Numbers measured when the stage was built, kept in checkpoints."""
         ...
 
-    def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Loss terms of a batch by name; `total` is what is differentiated."""
+    def losses(self, batch: Batch, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+        """Loss terms of a batch by name; `total` is what is differentiated. A generator a sample."""
         ...
 
     def export(self, folder: Path) -> Path:

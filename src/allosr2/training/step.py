@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -17,13 +19,14 @@ from allosr2.losses.perceptual import LPIPS
 from allosr2.losses.reconstruction import latent_reconstruction
 from allosr2.model import AlloSR2
 from allosr2.training.config import LossConfig
+from allosr2.training.noise import normal, uniform
 
 
 def algorithm_1(
     model: AlloSR2,
     frozen: Codec,
     batch: Batch,
-    generator: torch.Generator,
+    generators: Sequence[torch.Generator],
     *,
     loss: LossConfig,
     lpips: LPIPS | None,
@@ -39,7 +42,7 @@ def algorithm_1(
         model: codec and velocity field, with adapters.
         frozen: the codec without adapters.
         batch: LR and HR images.
-        generator: draws t and eps, in this order.
+        generators: one a sample; each draws its t and eps, in this order.
         loss: weights and options.
         lpips: perceptual distance; None leaves it out.
         perceptual_weight: the lambda of Eq. 8.
@@ -55,8 +58,8 @@ def algorithm_1(
         z_hr = frozen.encode(batch.hr)
 
     # lines 9 and 14-15: z_sr by Eq. 7 and the SR path's state by Eq. 9, from one evaluation of the field
-    t = t_star * torch.rand(size, generator=generator, device=device)
-    eps = torch.randn(z_hr.shape, generator=generator, device=device)
+    t = t_star * uniform(generators)
+    eps = normal(generators, z_hr.shape[1:])
     z_end = z_lr.detach() if loss.fatc_detach else z_lr
     z_t_sr = sr_state(z_end, z_hr, t, t_star)
     if loss.fatc_weight:

@@ -1,0 +1,86 @@
+"""One-step x4 super-resolution of real photographs with a flow model (arXiv:2604.19238)."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from typing import Any
+
+import tyro
+
+from allosr2.cli.console import describe, errors_console, set_up_logging
+from allosr2.cli.degrade import Degrade, degrade
+from allosr2.cli.info import Info, info
+from allosr2.cli.snr import Snr, snr
+from allosr2.cli.train import INTERRUPTED, Train, train
+from allosr2.cli.upscale import Upscale, upscale
+from allosr2.errors import AlloSR2Error
+
+_VERBS: dict[type, Callable[[Any], int]] = {
+    Upscale: upscale,
+    Train: train,
+    Snr: snr,
+    Degrade: degrade,
+    Info: info,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Command:
+    """The whole command line."""
+
+    verb: Upscale | Train | Snr | Degrade | Info
+    debug: bool = False
+    """Show tracebacks and the debug log. Stands before the verb."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `allosr2 ARGV` (by default the process's own arguments) and return its exit code.
+
+    0 is success, 1 an error that nobody foresaw, 2 a setting, 3 an image, 4 a model, 5 a data folder
+    that cannot be used, 130 an interruption.
+    """
+    debug = False
+    try:
+        command = _parse(sys.argv[1:] if argv is None else argv)
+        debug = command.debug
+        set_up_logging(debug)
+        return _VERBS[type(command.verb)](command.verb)
+    except KeyboardInterrupt:
+        errors_console().print("allosr2: interrupted")
+        return INTERRUPTED
+    except Exception as error:
+        if debug:
+            raise
+        errors_console().print(f"allosr2: error: {describe(error)}")
+        return error.exit_code if isinstance(error, AlloSR2Error) else 1
+
+
+def _parse(argv: Sequence[str]) -> Command:
+    """Parse a command line; an error of a config's own checks comes out as it was raised."""
+    complaint = io.StringIO()
+    try:
+        with redirect_stderr(complaint):
+            return tyro.cli(
+                Command,
+                prog="allosr2",
+                description=__doc__,
+                args=argv,
+                config=(
+                    tyro.conf.OmitSubcommandPrefixes,
+                    tyro.conf.OmitArgPrefixes,
+                    tyro.conf.FlagCreatePairsOff,
+                ),
+            )
+    except SystemExit as exit_:
+        # tyro turns any ValueError into a box of its own; the error itself is still in the chain.
+        cause: BaseException | None = exit_
+        while cause is not None:
+            if isinstance(cause, AlloSR2Error):
+                raise cause from None
+            cause = cause.__context__
+        sys.stderr.write(complaint.getvalue())
+        raise

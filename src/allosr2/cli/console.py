@@ -1,0 +1,60 @@
+"""How the command line speaks: results to stdout, progress and errors to stderr, one line an error."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from functools import cache
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from allosr2.errors import AlloSR2Error
+
+
+@cache
+def console() -> Console:
+    """The console of results; names and figures are shown as they are, on one line each."""
+    return Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+
+@cache
+def errors_console() -> Console:
+    """The same on stderr, for errors, the log and progress: one console, so that lines go above a bar."""
+    return Console(soft_wrap=True, highlight=False, markup=False, emoji=False, stderr=True)
+
+
+def progress_bar(*columns: TextColumn) -> Progress:
+    """A bar with what is being done, `columns` and the time left; on terminals only, gone at the end."""
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        *columns,
+        TimeRemainingColumn(),
+        console=errors_console(),
+        transient=True,
+        disable=not errors_console().is_terminal,
+    )
+
+
+def describe(error: Exception) -> str:
+    """An error in one line; one that nobody foresaw is named by its type."""
+    line = " ".join(str(error).split())
+    if isinstance(error, AlloSR2Error):
+        return line
+    return f"{type(error).__name__}: {line or 'no message'}; run with --debug for the traceback"
+
+
+def set_up_logging(debug: bool) -> None:
+    """Send the log to stderr: this package's from INFO (with `debug` DEBUG), others' errors alone."""
+    level = logging.DEBUG if debug else logging.INFO
+    handler = RichHandler(console=errors_console(), show_time=False, show_path=False)
+    logging.basicConfig(level=logging.ERROR, handlers=[handler], force=True)
+    logging.getLogger("allosr2").setLevel(level)
+    if not debug:
+        # Both libraries read these when they are first imported, and they go on to sub-processes.
+        for library in ("DIFFUSERS", "TRANSFORMERS"):
+            os.environ.setdefault(f"{library}_VERBOSITY", "error")
+        warnings.simplefilter("ignore")

@@ -1,0 +1,72 @@
+"""`allosr2 train`: run a recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.progress import TaskID, TextColumn
+from tyro.extras import subcommand_type_from_defaults
+
+from allosr2.cli.console import console, errors_console, progress_bar
+from allosr2.training.recipes import recipes
+
+if TYPE_CHECKING:
+    from allosr2.training.config import TrainingConfig as Recipe
+    from allosr2.training.loop import Status
+else:
+    Recipe = subcommand_type_from_defaults(
+        {name: recipe() for name, recipe in recipes().items()},
+        {name: recipe.__doc__.splitlines()[0] for name, recipe in recipes().items()},
+        prefix_names=False,
+    )
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Train:
+    """Train by a recipe; every field of it is an option. Run the same command again to resume."""
+
+    recipe: Recipe
+    """What to train."""
+
+
+def train(config: Train) -> int:
+    """Train with a progress bar; returns the exit code."""
+    from allosr2.training.loop import train as run
+
+    terms = TextColumn("{task.completed}/{task.total}  {task.fields[text]}", markup=False)
+    with progress_bar(terms) as bar:
+        tasks: list[TaskID] = []
+
+        def report(status: Status) -> None:
+            if not tasks:  # a resumed run starts where it was: its speed counts from there
+                name = str(config.recipe.run.output)
+                task = bar.add_task(name, total=status.steps, completed=status.step - 1, text="")
+                tasks.append(task)
+            speed = bar.tasks[0].speed
+            bar.update(tasks[0], completed=status.step, text=_text(status, speed))
+
+        try:
+            folder = run(config.recipe, report)
+        except KeyboardInterrupt:
+            bar.stop()
+            errors_console().print(
+                f"allosr2: stopped; run the same command again to resume from {_checkpoints(config)}"
+            )
+            return INTERRUPTED
+    console().print(str(folder))
+    return 0
+
+
+def _text(status: Status, speed: float | None) -> str:
+    """Speed and loss terms in one line."""
+    rate = "" if speed is None else f"{speed:.2f} it/s  "
+    return rate + "  ".join(f"{name} {value:.4g}" for name, value in status.terms.items())
+
+
+def _checkpoints(config: Train) -> Path:
+    return config.recipe.run.output / "checkpoints"

@@ -1,0 +1,35 @@
+"""Random numbers of a training step, a generator a sample: how a batch is cut changes none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def sample_generators(
+    seed: int, first: int, count: int, device: torch.device
+) -> list[torch.Generator]:
+    """Generators of samples `first` to `first + count - 1`; each depends on (seed, index) alone."""
+    generators: list[torch.Generator] = []
+    for index in range(first, first + count):
+        # the last number tells this stream from those of the sample's crop and degradation
+        sequence = np.random.SeedSequence(seed, spawn_key=(index, 2))
+        state = int(sequence.generate_state(1, np.uint64)[0]) >> 1  # torch takes 63 bits
+        generators.append(torch.Generator(device).manual_seed(state))
+    return generators
+
+
+def normal(
+    generators: Sequence[torch.Generator], shape: Sequence[int]
+) -> Float[Tensor, "b *shape"]:
+    """Standard normal numbers, one tensor of `shape` a sample."""
+    return torch.stack([torch.randn(shape, generator=g, device=g.device) for g in generators])
+
+
+def uniform(generators: Sequence[torch.Generator]) -> Float[Tensor, " b"]:
+    """Uniform numbers in [0, 1), one a sample."""
+    return torch.cat([torch.rand(1, generator=g, device=g.device) for g in generators])

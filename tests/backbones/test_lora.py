@@ -1,0 +1,232 @@
+"""Adapters: where they sit, what the file holds, and that diffusers loads it to the same outputs."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, FluxPipeline
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from allosr2.backbones.base import load_transformer, load_vae
+from allosr2.backbones.codec import Codec
+from allosr2.backbones.flux import Conditioning, FluxVelocity
+from allosr2.backbones.lora import (
+    FILE_NAME,
+    adapter_rank,
+    adapters_off,
+    add_adapter,
+    load_adapters,
+    merge_adapters,
+    save_adapters,
+    target_names,
+)
+from allosr2.errors import ModelError
+
+TRANSFORMER_TARGETS = {
+    "x_embedder",
+    *(
+        f"transformer_blocks.0.{name}"
+        for name in (
+            "attn.to_q",
+            "attn.to_k",
+            "attn.to_v",
+            "attn.to_out.0",
+            "attn.add_q_proj",
+            "attn.add_k_proj",
+            "attn.add_v_proj",
+            "attn.to_add_out",
+            "ff.net.0.proj",
+            "ff.net.2",
+            "ff_context.net.0.proj",
+            "ff_context.net.2",
+        )
+    ),
+    *(
+        f"single_transformer_blocks.{block}.{name}"
+        for block in (0, 1)
+        for name in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp", "proj_out")
+    ),
+}
+VAE_TARGETS = {
+    "encoder.conv_in",
+    "encoder.conv_out",
+    *(f"encoder.down_blocks.{b}.resnets.{r}.conv{c}" for b in range(4) for r in (0,) for c in "12"),
+    "encoder.down_blocks.2.resnets.0.conv_shortcut",  # where 8 channels become 16
+    *(f"encoder.down_blocks.{block}.downsamplers.0.conv" for block in range(3)),
+    *(f"encoder.mid_block.resnets.{r}.conv{c}" for r in (0, 1) for c in "12"),
+    *(f"encoder.mid_block.attentions.0.to_{name}" for name in ("q", "k", "v", "out.0")),
+}
+
+
+@pytest.fixture
+def transformer(tiny_base: Path):
+    return load_transformer(str(tiny_base))
+
+
+@pytest.fixture
+def vae(tiny_base: Path):
+    return load_vae(str(tiny_base))
+
+
+def velocity(transformer) -> torch.Tensor:
+    """The field's answer to one fixed question."""
+    generator = torch.Generator().manual_seed(0)
+    prompt = Conditioning(
+        prompt=torch.randn(3, 12, generator=generator), pooled=torch.randn(10, generator=generator)
+    )
+    z = torch.randn(2, 4, 6, 8, generator=generator)
+    with torch.no_grad():
+        return FluxVelocity(transformer, prompt, guidance=1.0)(z, torch.tensor([0.2, 0.6]))
+
+
+def latent(vae) -> torch.Tensor:
+    image = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return Codec(vae).encode(image)
+
+
+def metadata_of(folder: Path) -> dict[str, str]:
+    with safe_open(folder / FILE_NAME, "pt") as file:
+        return file.metadata()
+
+
+def test_targets_are_the_listed_ones(transformer, vae):
+    assert set(target_names(transformer, "transformer")) == TRANSFORMER_TARGETS
+    assert set(target_names(vae, "vae")) == VAE_TARGETS
+
+
+def test_adapters_sit_on_the_targets_and_nowhere_else(transformer, vae):
+    for module, part, targets in (
+        (transformer, "transformer", TRANSFORMER_TARGETS),
+        (vae, "vae", VAE_TARGETS),
+    ):
+        add_adapter(module, part, rank=3, alpha=6)
+        trainable = {name for name, p in module.named_parameters() if p.requires_grad}
+        assert trainable == {
+            f"{target}.lora_{side}.default.weight" for target in targets for side in "AB"
+        }
+        assert adapter_rank(module) == 3
+
+
+def test_a_fresh_adapter_has_no_effect(transformer, vae):
+    before = velocity(transformer), latent(vae)
+    add_adapter(transformer, "transformer", rank=3, alpha=6)
+    add_adapter(vae, "vae", rank=3, alpha=6)
+    assert torch.equal(velocity(transformer), before[0])
+    assert torch.equal(latent(vae), before[1])
+
+
+def test_an_adapter_adds_alpha_over_rank_times_b_a(transformer, tiny_model):
+    load_adapters(tiny_model, transformer=transformer)
+    layer = transformer.x_embedder
+    x = torch.randn(5, 16, generator=torch.Generator().manual_seed(2))
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    expected = x @ layer.weight.T + layer.bias + 8 / 4 * (x @ a.T) @ b.T
+    torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_file_goes_round_bit_by_bit(transformer, vae, tiny_model, tmp_path):
+    load_adapters(tiny_model, vae=vae, transformer=transformer)
+    save_adapters(tmp_path, vae=vae, transformer=transformer)
+    first, second = (load_file(folder / FILE_NAME) for folder in (tiny_model, tmp_path))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert {tensor.dtype for tensor in second.values()} == {torch.bfloat16}
+    assert metadata_of(tmp_path) == metadata_of(tiny_model)
+    assert set(first) == {
+        f"{part}.{target}.lora_{side}.weight"
+        for part, targets in (("transformer", TRANSFORMER_TARGETS), ("vae", VAE_TARGETS))
+        for target in targets
+        for side in "AB"
+    }
+    assert not any(p.requires_grad for m in (vae, transformer) for p in m.parameters())
+
+
+def test_diffusers_loads_the_transformer_s_adapters(transformer, tiny_base, tiny_model):
+    load_adapters(tiny_model, transformer=transformer)
+    _, metadata = FluxPipeline.lora_state_dict(
+        tiny_model, weight_name=FILE_NAME, return_lora_metadata=True
+    )
+    assert (metadata["transformer.r"], metadata["transformer.lora_alpha"]) == (4, 8)
+    theirs = load_transformer(str(tiny_base))
+    base = velocity(theirs)
+    theirs.load_lora_adapter(tiny_model, weight_name=FILE_NAME, prefix="transformer")
+    (config,) = theirs.peft_config.values()
+    assert (config.r, config.lora_alpha) == (4, 8)
+    torch.testing.assert_close(velocity(theirs), velocity(transformer), rtol=0, atol=1e-6)
+    assert float((velocity(theirs) - base).abs().max()) > 1e-3
+
+
+def test_diffusers_loads_the_vae_s_adapters(vae, tiny_base, tiny_model):
+    load_adapters(tiny_model, vae=vae)
+    theirs = AutoencoderKL.from_pretrained(tiny_base, subfolder="vae").requires_grad_(False)
+    base = latent(theirs)
+    theirs.load_lora_adapter(tiny_model, weight_name=FILE_NAME, prefix="vae")
+    (config,) = theirs.peft_config.values()
+    assert (config.r, config.lora_alpha) == (4, 8)
+    torch.testing.assert_close(latent(theirs), latent(vae), rtol=0, atol=1e-6)
+    assert float((latent(theirs) - base).abs().max()) > 1e-3
+
+
+def test_merging_changes_no_output(transformer, vae, tiny_model):
+    load_adapters(tiny_model, vae=vae, transformer=transformer)
+    before = velocity(transformer), latent(vae)
+    merge_adapters(transformer)
+    merge_adapters(vae)
+    torch.testing.assert_close(velocity(transformer), before[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(latent(vae), before[1], rtol=0, atol=1e-5)
+
+
+def test_off_is_the_base_and_leaves_everything_as_it_was(transformer, tiny_base, tiny_model):
+    base = velocity(transformer)
+    load_adapters(tiny_model, transformer=transformer)
+    adapted = velocity(transformer)
+    assert not torch.equal(adapted, base)
+    # An unusual choice of trainable parameters, which must come back as it was
+    for index, parameter in enumerate(transformer.parameters()):
+        parameter.requires_grad_(index % 3 == 0)
+    trainable = [p.requires_grad for p in transformer.parameters()]
+    with adapters_off(transformer):
+        assert torch.equal(velocity(transformer), base)
+    assert torch.equal(velocity(transformer), adapted)
+    assert [p.requires_grad for p in transformer.parameters()] == trainable
+    with pytest.raises(KeyError), adapters_off(transformer):
+        raise KeyError
+    assert torch.equal(velocity(transformer), adapted)
+    assert [p.requires_grad for p in transformer.parameters()] == trainable
+
+
+def copied(tiny_model: Path, folder: Path, change, metadata=None) -> Path:
+    """The adapters of `tiny_model` in another folder, after `change` of their tensors."""
+    tensors = load_file(tiny_model / FILE_NAME)
+    change(tensors)
+    save_file(tensors, folder / FILE_NAME, metadata=metadata or metadata_of(tiny_model))
+    return folder
+
+
+def refused(folder: Path, base: Path, match: str) -> None:
+    with pytest.raises(ModelError, match=match) as caught:
+        load_adapters(folder, transformer=load_transformer(str(base)))
+    message = str(caught.value)
+    assert str(folder / FILE_NAME) in message
+    assert "\n" not in message
+
+
+KEY = "transformer.x_embedder.lora_A.weight"
+
+
+def test_adapters_that_cannot_be_used_are_refused(tiny_base, tiny_model, tmp_path):
+    refused(tmp_path, tiny_base, "cannot be read")
+    whole = (tiny_model / FILE_NAME).read_bytes()
+    for size in (0, 100, len(whole) // 2):
+        (tmp_path / FILE_NAME).write_bytes(whole[:size])
+        refused(tmp_path, tiny_base, "cannot be read")
+    copied(tiny_model, tmp_path, len, metadata={"format": "pt"})
+    refused(tmp_path, tiny_base, "no rank and alpha for the transformer")
+    copied(tiny_model, tmp_path, lambda tensors: tensors.pop(KEY))
+    refused(tmp_path, tiny_base, "do not fit the base")
+    copied(tiny_model, tmp_path, lambda tensors: tensors.update({KEY: torch.zeros(4, 17)}))
+    refused(tmp_path, tiny_base, "do not fit the base")
+    copied(tiny_model, tmp_path, lambda tensors: tensors[KEY].fill_(torch.nan))
+    refused(tmp_path, tiny_base, "NaN or infinity")

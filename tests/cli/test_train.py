@@ -1,0 +1,96 @@
+"""`allosr2 train`: flags to configs, errors in one line, interruption. The loop has its own tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from allosr2.cli import main
+from allosr2.training.config import AlloSR2Training, CodecTraining, FlowTraining
+from allosr2.training.loop import Status
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The configs that the loop is started with; it reports two steps and exports nothing."""
+    configs = []
+
+    def run(config, report):
+        configs.append(config)
+        for step in (41, 42):
+            report(
+                Status(
+                    step=step,
+                    steps=42,
+                    learning_rate=1e-3,
+                    gradient_norm=1.0,
+                    terms={"total": 0.5, "fatc": 0.25},
+                )
+            )
+        return config.run.output / "model"
+
+    monkeypatch.setattr("allosr2.training.loop.train", run)
+    return configs
+
+
+def test_a_recipe_as_it_is(started, capsys):
+    from allosr2.training.recipes import recipes
+
+    for name, kind in [
+        ("mini-codec", CodecTraining),
+        ("mini-flow", FlowTraining),
+        ("mini", AlloSR2Training),
+    ]:
+        assert main(["train", name]) == 0
+        assert isinstance(started[-1], kind)
+        assert started[-1] == recipes()[name]()
+        assert capsys.readouterr().out.strip() == str(started[-1].run.output / "model")
+
+
+def test_overrides_of_every_part(started, tmp_path):
+    arguments = ["--photos", "photographs", "--steps", "200", "--output", str(tmp_path / "run")]
+    arguments += ["--perceptual", "lpips.st", "--learning-rate", "1e-4", "--atm-weight", "0.5"]
+    arguments += ["--rank", "8", "--t-star", "0.3", "--no-compile"]
+    assert main(["train", "mini", *arguments]) == 0
+    (config,) = started
+    assert config.images.photos == Path("photographs")
+    assert config.run.steps == 200
+    assert config.run.output == tmp_path / "run"
+    assert config.run.compile is False
+    assert config.perceptual.perceptual == Path("lpips.st")
+    assert config.optimization.learning_rate == 1e-4
+    assert config.loss.atm_weight == 0.5
+    assert config.adapter.rank == 8
+    assert config.t_star == 0.3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "word"),
+    [
+        (["--procedural", "3"], 2, "procedural is 3.0: use a fraction in [0, 1]"),
+        (["--batch-size", "3", "--accumulation", "2"], 2, "accumulation is 2"),
+        (["--t-star", "1.5"], 2, "t_star is 1.5"),
+        (["--device", "warp"], 2, "device is warp"),
+        (["--photos", "/no/photographs", "--device", "cpu"], 5, "/no/photographs: no such folder"),
+    ],
+)
+def test_errors_are_one_line(arguments, code, word, capsys, tmp_path):
+    assert main(["train", "mini", "--output", str(tmp_path / "run"), *arguments]) == code
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    (line,) = streams.err.splitlines()
+    assert line.startswith("allosr2: error: ")
+    assert word in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_interruption_says_how_to_go_on(capsys, monkeypatch, tmp_path):
+    def run(config, report):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("allosr2.training.loop.train", run)
+    assert main(["train", "mini", "--output", str(tmp_path / "run")]) == 130
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "run the same command again" in line
+    assert str(tmp_path / "run" / "checkpoints") in line

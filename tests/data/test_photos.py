@@ -1,0 +1,193 @@
+"""Crops against the photographs' own pixels, and what happens to folders that cannot be used."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from allosr2.data.degradation import preset
+from allosr2.data.pairs import batches
+from allosr2.data.photos import HRImages, PhotoFolder
+from allosr2.data.procedural import procedural_image, scene
+from allosr2.errors import DataError
+
+
+def save_photo(path: Path, height: int, width: int, seed: int) -> np.ndarray:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return pixels
+
+
+def coordinates(path: Path, height: int, width: int, step: int = 1) -> None:
+    """A photograph whose red and green say where a pixel is, in units of 1/`step`."""
+    y, x = step * np.mgrid[:height, :width]
+    Image.fromarray(np.stack([y, x, np.zeros_like(y)], -1).astype(np.uint8)).save(path)
+
+
+def images(photos: Path, procedural: float = 0.0, crop: int = 32, **changes: float) -> HRImages:
+    settings = {"minimum_scale": 0.5, "cache_gigabytes": 1.0} | changes
+    return HRImages(photos=photos, procedural=procedural, crop=crop, seed=5, **settings)
+
+
+def test_unscaled_crops_are_the_photographs_own_pixels(tmp_path: Path) -> None:
+    coordinates(tmp_path / "a.png", 70, 90)
+    tops, lefts, mirrored = set(), set(), 0
+    for index in range(200):
+        crop = images(tmp_path, minimum_scale=1.0)[index].astype(int)
+        flipped = crop[0, 0, 1] > crop[0, 1, 1]
+        mirrored += flipped
+        crop = crop[:, ::-1] if flipped else crop
+        top, left = crop[0, 0, :2]
+        y, x = np.mgrid[top : top + 32, left : left + 32]
+        np.testing.assert_array_equal(crop, np.stack([y, x, 0 * y], -1))
+        tops.add(top)
+        lefts.add(left)
+    assert (min(tops), max(tops)) == (0, 70 - 32)  # 200 draws of 39: an end is missed once in 200
+    assert len(lefts) > 40
+    assert stats.binomtest(mirrored, 200).pvalue > 1e-4
+
+
+def test_half_of_the_crops_are_shrunk_by_a_uniform_factor(tmp_path: Path) -> None:
+    coordinates(tmp_path / "a.png", 80, 80, step=3)
+    crops = images(tmp_path)
+    # the red ramp's slope is the window's side over the crop's
+    slopes = [
+        np.polyfit(range(4, 28), crops[i][4:28, 0, 0].astype(float) / 3, 1)[0] for i in range(300)
+    ]
+    shrunk = np.array([1 / slope for slope in slopes if slope > 1.01])
+    assert stats.binomtest(300 - len(shrunk), 300, 0.5).pvalue > 1e-3
+    assert 0.49 < shrunk.min() < 0.55
+    assert 0.93 < shrunk.max() < 1.0
+    # four standard errors of a uniform mean; the window's side is a whole number, so no closer test
+    assert abs(shrunk.mean() - 0.75) < 4 * 0.5 / np.sqrt(12 * len(shrunk))
+
+
+def test_a_window_never_leaves_a_small_photograph(tmp_path: Path) -> None:
+    save_photo(tmp_path / "a.png", 32, 34, seed=0)
+    assert all(images(tmp_path, minimum_scale=0.1)[i].shape == (32, 32, 3) for i in range(20))
+
+
+def test_photographs_are_chosen_by_area(tmp_path: Path) -> None:
+    for name, height, width in (("a", 40, 40), ("b", 80, 80), ("c", 40, 120)):
+        Image.new("RGB", (width, height), (ord(name), 0, 0)).save(tmp_path / f"{name}.png")
+    crops = images(tmp_path, minimum_scale=1.0)
+    counts = np.bincount([crops[i][0, 0, 0] - ord("a") for i in range(600)])
+    areas = np.array([1600, 6400, 4800])
+    assert stats.chisquare(counts, 600 * areas / areas.sum()).pvalue > 1e-3
+
+
+def test_an_image_depends_on_seed_and_index_alone(tmp_path: Path) -> None:
+    for seed in range(3):
+        save_photo(tmp_path / f"{seed}.png", 64, 64, seed=seed)
+    forward = [images(tmp_path, procedural=0.3)[i] for i in range(12)]
+    others = images(tmp_path, procedural=0.3, cache_gigabytes=0.0)
+    for index in reversed(range(12)):
+        np.testing.assert_array_equal(others[index], forward[index])
+    assert len({crop.tobytes() for crop in forward}) == 12
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_hold_the_same_images_for_any_number_of_workers(
+    tmp_path: Path, workers: int
+) -> None:
+    save_photo(tmp_path / "a.png", 64, 64, seed=1)
+    crops = images(tmp_path)
+    loaded = batches(crops, preset("mild"), scale=4, batch_size=2, first=3, last=9, workers=workers)
+    hr = np.concatenate([batch.hr.numpy() for batch in loaded])
+    expected = np.stack([crops[i] for i in range(3, 9)]).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(hr, expected / 255, atol=1e-7)
+
+
+def test_drawn_images_in_the_mix_are_of_every_family(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The draw that decides for a drawn image must not decide which one it is."""
+    save_photo(tmp_path / "a.png", 64, 64, seed=1)
+    chosen: list[int] = []
+
+    def family(number: int) -> Callable[..., np.ndarray]:
+        def blank(generator: object, size: int, materials: object) -> np.ndarray:
+            chosen.append(number)
+            return np.zeros((size, size, 4), np.float32)
+
+        return blank
+
+    probabilities = list(scene.FAMILIES.values())
+    families = {family(number): p for number, p in enumerate(probabilities)}
+    monkeypatch.setattr(scene, "FAMILIES", families)
+    monkeypatch.setattr(scene, "sample_materials", lambda *_: None)
+    monkeypatch.setattr(scene, "_focal_plane", lambda _, image: image)
+    mixed = images(tmp_path, procedural=0.3)
+    for index in range(1000):
+        mixed[index]
+    assert stats.binomtest(len(chosen), 1000, 0.3).pvalue > 1e-3
+    expected = len(chosen) * np.array(probabilities)
+    assert stats.chisquare(np.bincount(chosen, minlength=len(families)), expected).pvalue > 1e-3
+
+
+def test_without_photographs_the_folder_is_not_read(tmp_path: Path) -> None:
+    drawn = images(tmp_path / "absent", procedural=1.0)
+    np.testing.assert_array_equal(drawn[4], procedural_image(5, 4, 32))
+
+
+def test_the_cache_holds_what_fits(tmp_path: Path) -> None:
+    pixels = [save_photo(tmp_path / f"{name}.png", 64, 64, name) for name in range(3)]
+    folder = PhotoFolder(tmp_path, smallest_side=32, cache_gigabytes=2.5 * 64 * 64 * 3 / 2**30)
+    for number in (0, 1, 0, 2, 0):  # 1 is the least recently used when 2 comes
+        np.testing.assert_array_equal(folder.photo(number), pixels[number])
+    for number in (0, 1, 2):
+        folder.paths[number].unlink()
+    np.testing.assert_array_equal(folder.photo(0), pixels[0])
+    np.testing.assert_array_equal(folder.photo(2), pixels[2])
+    with pytest.raises(DataError):
+        folder.photo(1)
+
+
+def test_small_photographs_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    save_photo(tmp_path / "small.png", 31, 200, seed=0)
+    save_photo(tmp_path / "deep" / "er" / "large.png", 32, 32, seed=1)
+    with caplog.at_level(logging.WARNING):
+        folder = PhotoFolder(tmp_path, smallest_side=32, cache_gigabytes=1)
+    assert [path.name for path in folder.paths] == ["large.png"]
+    assert [r.getMessage() for r in caplog.records] == [
+        f"{tmp_path / 'small.png'}: 200 x 31 is smaller than a crop; left out"
+    ]
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such folder of photographs; name one with --photos"):
+        images(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("side", [None, 20])
+def test_folder_without_a_photograph_that_can_be_cropped(tmp_path: Path, side: int | None) -> None:
+    if side:
+        save_photo(tmp_path / "small.png", side, side, seed=0)
+    with pytest.raises(DataError, match="no photograph of at least 32 x 32 pixels in it"):
+        images(tmp_path)
+
+
+def test_file_that_is_no_image(tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"broken\.jpg.*remove it from the training folder$"):
+        images(tmp_path)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_truncated_photograph_is_named_in_one_line(tmp_path: Path, workers: int) -> None:
+    save_photo(tmp_path / "cut.jpg", 128, 128, seed=0)
+    whole = (tmp_path / "cut.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    loaded = batches(
+        images(tmp_path), None, scale=1, batch_size=2, first=0, last=4, workers=workers
+    )
+    with pytest.raises(DataError, match=r"cut\.jpg.*remove it from the training folder$") as caught:
+        next(loaded)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,271 @@
+"""A model folder: it goes round unchanged, and every way to break it is one line that names the place."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from allosr2.backbones.flux import FluxVelocity
+from allosr2.errors import ModelError
+from allosr2.model import (
+    CONDITIONING_NAME,
+    CONFIG_NAME,
+    AlloSR2,
+    ModelConfig,
+    copy_base,
+    load_frozen_codec,
+    model_folder,
+)
+
+ADAPTERS = "pytorch_lora_weights.safetensors"
+
+
+def images() -> torch.Tensor:
+    return torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+
+
+def restored(model: AlloSR2) -> torch.Tensor:
+    with torch.no_grad():
+        return model(images())
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> AlloSR2:
+    return AlloSR2.from_pretrained(tiny_model)
+
+
+@pytest.fixture
+def folder(tiny_model: Path, tmp_path: Path) -> Path:
+    """A copy of the model folder, to be broken."""
+    return shutil.copytree(tiny_model, tmp_path / "model")
+
+
+def test_a_model_goes_round_unchanged(model, tmp_path):
+    model.save_pretrained(tmp_path / "again")
+    again = AlloSR2.from_pretrained(tmp_path / "again")
+    assert again.config == model.config
+    state, other = model.state_dict(), again.state_dict()
+    assert state.keys() == other.keys()
+    assert all(torch.equal(state[name], other[name]) for name in state)
+    assert torch.equal(again.velocity.prompt, model.velocity.prompt)
+    assert torch.equal(again.velocity.pooled, model.velocity.pooled)
+    assert torch.equal(restored(again), restored(model))
+
+
+def test_a_loaded_model_is_frozen_in_evaluation_mode_and_float32(model):
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert model.multiple == 16
+
+
+def test_a_base_inside_the_folder_is_found_wherever_it_is_moved(model, tiny_base, tmp_path):
+    model.save_pretrained(tmp_path / "first")
+    copy_base(tiny_base, tmp_path / "first")
+    config = dataclasses.asdict(model.config) | {"base": "base"}
+    (tmp_path / "first" / CONFIG_NAME).write_text(json.dumps(config))
+    moved = (tmp_path / "first").rename(tmp_path / "second")
+    assert torch.equal(restored(AlloSR2.from_pretrained(moved)), restored(model))
+
+
+def test_one_step_is_eq_7(model):
+    z_lr = torch.randn(2, 4, 4, 6, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = z_lr - 0.4 * model.velocity(z_lr, torch.tensor([0.4, 0.4]))
+        torch.testing.assert_close(model.one_step(z_lr), expected, rtol=0, atol=1e-6)
+        image = model.codec.decode(model.one_step(model.codec.encode(images())))
+    assert torch.equal(restored(model), image)
+
+
+def test_one_step_along_a_straight_path_is_exact(model):
+    generator = torch.Generator().manual_seed(2)
+    z_lr, z_hr = torch.randn(2, 2, 4, 4, 6, generator=generator).double()
+
+    class Straight(nn.Module):
+        def forward(self, z_t, t):  # noqa: ARG002
+            return (z_lr - z_hr) / model.config.t_star
+
+    straight = AlloSR2(model.codec, Straight(), model.config)
+    torch.testing.assert_close(straight.one_step(z_lr), z_hr, rtol=0, atol=1e-14)
+
+
+def test_merging_changes_no_output(tiny_model, model):
+    merged = AlloSR2.from_pretrained(tiny_model).merge()
+    torch.testing.assert_close(restored(merged), restored(model), rtol=0, atol=1e-5)
+
+
+def test_the_frozen_codec_has_no_adapters(tiny_model, tiny_base, model):
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(tiny_base, subfolder="vae")
+    with torch.no_grad():
+        expected = (vae.encode(images() * 2 - 1).latent_dist.mean - 0.1159) * 0.3611
+        torch.testing.assert_close(
+            load_frozen_codec(tiny_model).encode(images()), expected, rtol=0, atol=1e-6
+        )
+        assert float((model.codec.encode(images()) - expected).abs().max()) > 1e-4
+
+
+def edit_config(**changes) -> Callable[[Path], object]:
+    def edit(folder: Path) -> None:
+        path = folder / CONFIG_NAME
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return edit
+
+
+def drop_keys(folder: Path) -> None:
+    (folder / CONFIG_NAME).write_text(json.dumps({"format_version": 1, "base": "base"}))
+
+
+def edit_tensors(name: str, change: Callable[[dict[str, torch.Tensor]], object]):
+    def edit(folder: Path) -> None:
+        with safe_open(folder / name, "pt") as file:
+            metadata = file.metadata()
+        tensors = load_file(folder / name)
+        change(tensors)
+        save_file(tensors, folder / name, metadata=metadata)
+
+    return edit
+
+
+def truncate(name: str):
+    def edit(folder: Path) -> None:
+        path = folder / name
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    return edit
+
+
+def embed_broken_base(folder: Path) -> None:
+    """The base as a folder of the model, its transformer's weights cut short."""
+    base = Path(json.loads((folder / CONFIG_NAME).read_text())["base"])
+    copy_base(base, folder)
+    edit_config(base="base")(folder)
+    truncate("base/transformer/diffusion_pytorch_model.safetensors")(folder)
+
+
+def embed_base_with_nan(folder: Path) -> None:
+    base = Path(json.loads((folder / CONFIG_NAME).read_text())["base"])
+    copy_base(base, folder)
+    edit_config(base="base")(folder)
+    edit_tensors(
+        "base/vae/diffusion_pytorch_model.safetensors",
+        lambda tensors: tensors["decoder.conv_in.bias"].fill_(torch.nan),
+    )(folder)
+
+
+def embed_base_without_vae(folder: Path) -> None:
+    base = Path(json.loads((folder / CONFIG_NAME).read_text())["base"])
+    copy_base(base, folder)
+    edit_config(base="base")(folder)
+    shutil.rmtree(folder / "base" / "vae")
+
+
+def embed_another_base(folder: Path) -> None:
+    base = Path(json.loads((folder / CONFIG_NAME).read_text())["base"])
+    copy_base(base, folder)
+    edit_config(base="base")(folder)
+    from diffusers import FluxTransformer2DModel
+
+    FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=3,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=12,
+        pooled_projection_dim=10,
+        guidance_embeds=True,
+        axes_dims_rope=(4, 6, 6),
+    ).save_pretrained(folder / "base" / "transformer")
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no config": (lambda folder: (folder / CONFIG_NAME).unlink(), f"no {CONFIG_NAME} in it"),
+    "broken json": (lambda folder: (folder / CONFIG_NAME).write_text('{"base":\n'), "not a model"),
+    "binary config": (
+        lambda folder: (folder / CONFIG_NAME).write_bytes(b"\xff\x00"),
+        "not a model",
+    ),
+    "json list": (lambda folder: (folder / CONFIG_NAME).write_text("[1]"), "not a model"),
+    "missing keys": (drop_keys, "t_star"),
+    "unknown key": (edit_config(steps=3), "steps"),
+    "format version": (edit_config(format_version=2), "format_version is 2"),
+    "newer format": (edit_config(format_version=2, steps=3), "format_version is 2"),
+    "t_star": (edit_config(t_star=1.5), "t_star is 1.5"),
+    "t_star text": (edit_config(t_star="half"), "not a model"),
+    "scale": (edit_config(scale=0), "scale is 0"),
+    "guidance": (edit_config(guidance=None), "needs a guidance"),
+    "prompt length": (edit_config(prompt_length=4), "3 text tokens"),
+    "base absent": (edit_config(base="/nowhere/at/all"), "/nowhere/at/all"),
+    "base cut short": (embed_broken_base, "its transformer cannot be loaded"),
+    "base incomplete": (embed_base_without_vae, "no vae/config.json"),
+    "base with NaN": (embed_base_with_nan, "decoder.conv_in.bias holds NaN"),
+    "another base": (embed_another_base, "do not fit the base"),
+    "no adapters": (lambda folder: (folder / ADAPTERS).unlink(), "adapters cannot be read"),
+    "adapters cut short": (truncate(ADAPTERS), "adapters cannot be read"),
+    "no conditioning": (lambda folder: (folder / CONDITIONING_NAME).unlink(), "no encoded prompt"),
+    "conditioning cut short": (truncate(CONDITIONING_NAME), "no encoded prompt"),
+    "conditioning incomplete": (
+        edit_tensors(CONDITIONING_NAME, lambda tensors: tensors.pop("pooled")),
+        "no encoded prompt",
+    ),
+    "conditioning of another width": (
+        edit_tensors(CONDITIONING_NAME, lambda t: t.update(prompt=torch.zeros(3, 13))),
+        "widths",
+    ),
+    "conditioning flat": (
+        edit_tensors(CONDITIONING_NAME, lambda t: t.update(prompt=torch.zeros(12))),
+        "no encoded prompt",
+    ),
+    "conditioning with NaN": (
+        edit_tensors(CONDITIONING_NAME, lambda t: t["pooled"].fill_(torch.nan)),
+        "pooled holds NaN",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "match"), BROKEN.values(), ids=BROKEN.keys())
+def test_a_broken_folder_is_refused_in_one_line_that_names_it(folder, damage, match):
+    damage(folder)
+    with pytest.raises(ModelError, match=match) as caught:
+        AlloSR2.from_pretrained(folder)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 600
+    assert str(folder) in message or "/nowhere/at/all" in message
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(ModelError, match="no-such-model: no such model") as caught:
+        AlloSR2.from_pretrained("no-such-model")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_embedded_name_is_a_folder_of_the_package_unless_a_folder_has_it(tmp_path, monkeypatch):
+    import allosr2
+
+    assert model_folder("mini") == Path(allosr2.__file__).parent / "mini"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mini").mkdir()
+    assert model_folder("mini") == Path("mini")
+
+
+def test_a_config_without_a_file_is_checked_too():
+    fields = {"base": "base", "t_star": 0.4, "scale": 4, "preset": "mild", "prompt_length": 0}
+    assert ModelConfig(**fields).guidance is None
+    with pytest.raises(ModelError, match="t_star is 0"):
+        ModelConfig(**(fields | {"t_star": 0.0}))
+
+
+def test_the_velocity_is_a_flux_field(model):
+    assert isinstance(model.velocity, FluxVelocity)
+    assert model.velocity.guidance == 1.0

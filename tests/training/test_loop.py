@@ -1,0 +1,303 @@
+"""The loop on a stage of four numbers, where every result can be computed by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from allosr2.data.pairs import Batch
+from allosr2.errors import AlloSR2Error, ModelError
+from allosr2.training import loop
+from allosr2.training.config import CodecTraining
+from allosr2.training.loop import PATIENCE, Status, train
+from allosr2.training.noise import normal, sample_generators, uniform
+
+Parts = Callable[..., dict[str, Any]]
+
+
+class FourNumbers:
+    """Fits a noisy mean color; `broken` steps have a gradient that is not finite."""
+
+    degradation = None
+    scale = 1
+
+    def __init__(self, broken: Sequence[int] = (), size: int = 4) -> None:
+        self.module = nn.Linear(size, 1, bias=False)
+        nn.init.zeros_(self.module.weight)
+        self.constants: dict[str, float] = {}
+        self.broken = broken
+        self.calls = 0
+
+    def losses(self, batch: Batch, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+        color = batch.hr.mean((2, 3))  # b 3
+        features = torch.cat([color, torch.ones(len(color), 1)], 1)
+        loss = (self.module(features)[:, 0] - 1 - 0.1 * normal(generators, ())).square().mean()
+        if self.calls in self.broken:
+            loss = loss * torch.inf
+        self.calls += 1
+        return {"fit": loss, "total": loss}
+
+    def export(self, folder: Path) -> Path:
+        folder.mkdir(parents=True)
+        torch.save(self.module.weight.detach().clone(), folder / "weight.pt")
+        return folder
+
+
+@pytest.fixture
+def use_stage(monkeypatch: pytest.MonkeyPatch) -> Callable[[FourNumbers], FourNumbers]:
+    def use(stage: FourNumbers) -> FourNumbers:
+        monkeypatch.setattr(loop, "build_stage", lambda *_: stage)
+        return stage
+
+    return use
+
+
+@pytest.fixture
+def config(parts: Parts, tmp_path: Path) -> CodecTraining:
+    return CodecTraining(**parts(tmp_path / "run", steps=8))
+
+
+Use = Callable[[FourNumbers], FourNumbers]
+
+
+def change(config: CodecTraining, **run: Any) -> CodecTraining:
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, **run))
+
+
+def log_of(config: CodecTraining) -> list[dict[str, Any]]:
+    lines = (config.run.output / "log.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def final_state(config: CodecTraining) -> dict[str, Tensor]:
+    folder = config.run.output / "checkpoints" / f"step_{config.run.steps:08d}"
+    return {
+        f"{name}/{key}": tensor
+        for name in ("weights", "average", "optimizer")
+        for key, tensor in load_file(folder / f"{name}.safetensors").items()
+    }
+
+
+class Stop:
+    """Raises at a step, as a user or a machine would."""
+
+    def __init__(self, step: int, error: type[BaseException]) -> None:
+        self.step, self.error = step, error
+
+    def __call__(self, status: Status) -> None:
+        if status.step == self.step:
+            raise self.error
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize(
+    ("error", "checkpoint_every", "resumed_from"),
+    [(KeyboardInterrupt, 100, 5), (MemoryError, 2, 4), (MemoryError, 100, 0)],
+)
+def test_a_stopped_run_ends_as_one_that_was_not(
+    config: CodecTraining,
+    use_stage: Use,
+    tmp_path: Path,
+    error: type[BaseException],
+    checkpoint_every: int,
+    resumed_from: int,
+    accumulation: int,
+) -> None:
+    config = change(config, accumulation=accumulation, checkpoint_every=checkpoint_every)
+    straight = change(config, output=tmp_path / "straight")
+    use_stage(FourNumbers())
+    train(straight)
+
+    use_stage(FourNumbers())
+    with pytest.raises(error):
+        train(config, Stop(5, error))
+    assert [line["step"] for line in log_of(config)] == [1, 2, 3, 4, 5]
+    done: list[int] = []
+    use_stage(FourNumbers())
+    model = train(config, lambda status: done.append(status.step))
+
+    assert done == list(range(resumed_from + 1, 9))
+    assert log_of(config) == log_of(straight)
+    expected = final_state(straight)
+    assert final_state(config).keys() == expected.keys()
+    assert all(torch.equal(final_state(config)[key], expected[key]) for key in expected)
+    assert torch.equal(
+        torch.load(model / "weight.pt"), torch.load(straight.run.output / "model" / "weight.pt")
+    )
+
+
+def test_a_line_that_was_cut_short_is_written_again(
+    config: CodecTraining, use_stage: Use, tmp_path: Path
+) -> None:
+    use_stage(FourNumbers())
+    with pytest.raises(KeyboardInterrupt):
+        train(config, Stop(3, KeyboardInterrupt))
+    log = config.run.output / "log.jsonl"
+    log.write_text(log.read_text()[:-9])
+    use_stage(FourNumbers())
+    train(config)
+    # step 3 is done and its line lost; no line is broken, none is there twice
+    assert [line["step"] for line in log_of(config)] == [1, 2, 4, 5, 6, 7, 8]
+
+
+def test_a_finished_run_is_only_exported_again(config: CodecTraining, use_stage: Use) -> None:
+    use_stage(FourNumbers())
+    model = train(config)
+    exported = torch.load(model / "weight.pt")
+    (model / "weight.pt").unlink()
+    model.rmdir()
+    done: list[int] = []
+    use_stage(FourNumbers())
+    train(config, lambda status: done.append(status.step))
+    assert done == []
+    assert torch.equal(torch.load(model / "weight.pt"), exported)
+
+
+def test_an_interrupt_amid_an_optimizer_step_saves_nothing(
+    config: CodecTraining, use_stage: Use, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_stage(FourNumbers())
+    config = change(config, checkpoint_every=2)
+    original, calls = torch.optim.AdamW.step, 0
+
+    def step(self: torch.optim.AdamW) -> None:
+        nonlocal calls
+        calls += 1
+        original(self)
+        if calls == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    folder = config.run.output / "checkpoints"
+    assert [path.name for path in folder.iterdir()] == ["step_00000002"]
+
+
+def test_accumulation_changes_nothing(
+    config: CodecTraining, use_stage: Use, tmp_path: Path
+) -> None:
+    logs: list[list[dict[str, Any]]] = []
+    weights: list[Tensor] = []
+    for accumulation in (1, 2, 4):
+        changed = change(
+            config, batch_size=4, accumulation=accumulation, output=tmp_path / str(accumulation)
+        )
+        use_stage(FourNumbers())
+        weights.append(torch.load(train(changed) / "weight.pt"))
+        logs.append(log_of(changed))
+    for other, weight in zip(logs[1:], weights[1:], strict=True):
+        torch.testing.assert_close(weight, weights[0])
+        for line, reference in zip(other, logs[0], strict=True):
+            assert line == pytest.approx(reference, rel=1e-5)
+
+
+def test_checkpoints_are_kept_as_asked(config: CodecTraining, use_stage: Use) -> None:
+    use_stage(FourNumbers())
+    train(change(config, checkpoint_every=2, keep_checkpoints=3))
+    names = sorted(path.name for path in (config.run.output / "checkpoints").iterdir())
+    assert names == ["step_00000004", "step_00000006", "step_00000008"]
+
+
+def test_the_average_follows_the_weights(config: CodecTraining, use_stage: Use) -> None:
+    stage = use_stage(FourNumbers())
+    weights: list[np.ndarray] = []
+    exported = torch.load(
+        train(config, lambda _: weights.append(stage.module.weight.detach().numpy().copy()))
+        / "weight.pt"
+    )
+    average = np.zeros((1, 4))
+    for number, weight in enumerate(weights):
+        decay = min(0.9, (1 + number) / (10 + number))
+        average = decay * average + (1 - decay) * weight
+    np.testing.assert_allclose(exported.numpy(), average, rtol=1e-6)
+    # the weights themselves are back after the export
+    np.testing.assert_array_equal(stage.module.weight.detach().numpy(), weights[-1])
+
+
+def test_without_an_average_the_weights_are_exported(config: CodecTraining, use_stage: Use) -> None:
+    optimization = dataclasses.replace(config.optimization, ema_decay=0.0)
+    stage = use_stage(FourNumbers())
+    model = train(dataclasses.replace(config, optimization=optimization))
+    assert torch.equal(torch.load(model / "weight.pt"), stage.module.weight)
+    assert not any(key.startswith("average/") for key in final_state(config))
+
+
+def test_the_first_step_is_as_long_as_the_learning_rate(
+    config: CodecTraining, use_stage: Use
+) -> None:
+    """Adam's first step is the gradient's sign times the learning rate, here half of its peak."""
+    stage = use_stage(FourNumbers())
+    statuses: list[Status] = []
+    with pytest.raises(KeyboardInterrupt):
+        train(config, lambda status: (statuses.append(status), Stop(1, KeyboardInterrupt)(status)))
+    assert statuses[0].learning_rate == pytest.approx(5e-4)
+    assert stage.module.weight.detach().numpy() == pytest.approx(np.full((1, 4), 5e-4), rel=1e-4)
+
+
+def test_a_step_without_finite_gradient_is_skipped(
+    config: CodecTraining, use_stage: Use, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage = use_stage(FourNumbers(broken=(2, 3)))
+    weights: list[Tensor] = []
+    with caplog.at_level(logging.WARNING):
+        train(config, lambda _: weights.append(stage.module.weight.detach().clone()))
+    assert torch.equal(weights[1], weights[2])
+    assert torch.equal(weights[1], weights[3])
+    moved = [not torch.equal(a, b) for a, b in pairwise(weights[3:])]
+    assert all(moved)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"step {step}: the gradient is not finite; skipped" for step in (3, 4)
+    ]
+    assert final_state(config)["optimizer/weight/step"] == 6
+
+
+def test_a_run_that_is_lost_stops(config: CodecTraining, use_stage: Use) -> None:
+    # nineteen in a row are forgiven, twenty are not
+    use_stage(FourNumbers(broken=(*range(PATIENCE - 1), *range(PATIENCE, 2 * PATIENCE + 5))))
+    done: list[int] = []
+    with pytest.raises(AlloSR2Error) as caught:
+        train(change(config, steps=100), lambda status: done.append(status.step))
+    assert done[-1] == 2 * PATIENCE - 1
+    assert str(caught.value) == (
+        f"{config.run.output}: 20 steps in a row had non-finite gradients, the last at step 40; "
+        "lower the learning rate, or use --precision float32"
+    )
+
+
+def test_another_model_under_the_same_config_is_refused(
+    config: CodecTraining, use_stage: Use
+) -> None:
+    use_stage(FourNumbers())
+    train(config)
+    use_stage(FourNumbers(size=5))
+    with pytest.raises(ModelError, match="checkpoints hold other parameters than the model"):
+        train(config)
+
+
+def test_noise_of_a_sample_depends_on_its_index_alone() -> None:
+    cpu = torch.device("cpu")
+    whole = normal(sample_generators(4, 10, 6, cpu), (2, 3))
+    parts = [normal(sample_generators(4, first, 2, cpu), (2, 3)) for first in (10, 12, 14)]
+    assert whole.shape == (6, 2, 3)
+    assert torch.equal(torch.cat(parts), whole)
+    assert not torch.equal(normal(sample_generators(5, 10, 6, cpu), (2, 3)), whole)
+
+
+def test_noise_has_its_distribution() -> None:
+    from scipy import stats
+
+    generators = sample_generators(0, 0, 2000, torch.device("cpu"))
+    assert stats.kstest(uniform(generators).numpy(), "uniform").pvalue > 1e-3
+    assert stats.kstest(normal(generators, ()).numpy(), "norm").pvalue > 1e-3

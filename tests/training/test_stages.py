@@ -1,0 +1,287 @@
+"""Each stage: a few steps, an export that loads, and a run that resumes to the bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from allosr2.backbones.base import load_transformer, load_vae
+from allosr2.backbones.codec import Codec
+from allosr2.data.degradation import preset
+from allosr2.data.pairs import batches
+from allosr2.data.photos import HRImages
+from allosr2.errors import ConfigError, ModelError
+from allosr2.model import AlloSR2
+from allosr2.training.allosr2 import AlloSR2Stage
+from allosr2.training.codec import unit_scale_penalty
+from allosr2.training.config import (
+    AdapterConfig,
+    AlloSR2Training,
+    CodecTraining,
+    FlowTraining,
+    PerceptualConfig,
+    TrainingConfig,
+)
+from allosr2.training.loop import Status, train
+
+Parts = Callable[..., dict[str, Any]]
+Build = Callable[..., TrainingConfig]
+
+
+@pytest.fixture
+def build(parts: Parts, small_base: Path) -> Build:
+    """`build(kind, output, **run)`: a config of each kind, on the small base."""
+
+    def of(kind: str, output: Path, **run: Any) -> TrainingConfig:
+        match kind:
+            case "codec":
+                return CodecTraining(**parts(output, **run), initial=small_base)
+            case "flow":
+                settings = parts(output, **run)
+                del settings["perceptual"]
+                return FlowTraining(**settings, codec=small_base, initial=small_base)
+            case _:
+                return AlloSR2Training(
+                    **parts(output, **run),
+                    base=str(small_base),
+                    adapter=AdapterConfig(rank=2, alpha=2),
+                    preset="mild",
+                    t_star_pairs=5,
+                )
+
+    return of
+
+
+def allosr2(build: Build, output: Path, **changes: Any) -> AlloSR2Training:
+    config = build("allosr2", output, steps=2)
+    assert isinstance(config, AlloSR2Training)
+    return dataclasses.replace(config, **changes)
+
+
+def tensors(folder: Path) -> dict[str, Tensor]:
+    return {
+        f"{path.stem}/{key}": tensor
+        for path in folder.rglob("*.safetensors")
+        for key, tensor in load_file(path).items()
+    }
+
+
+def stop_at(step: int) -> Callable[[Status], None]:
+    def report(status: Status) -> None:
+        if status.step == step:
+            raise KeyboardInterrupt
+
+    return report
+
+
+@pytest.mark.parametrize(
+    ("kind", "accumulation"), [("codec", 1), ("codec", 2), ("flow", 2), ("allosr2", 2)]
+)
+def test_a_stopped_run_ends_as_one_that_was_not(
+    build: Build, tmp_path: Path, kind: str, accumulation: int
+) -> None:
+    runs: dict[str, list[dict[str, float]]] = {"straight": [], "stopped": []}
+    for name, terms in runs.items():
+        config = build(kind, tmp_path / name, accumulation=accumulation)
+        if name == "stopped":
+            with pytest.raises(KeyboardInterrupt):
+                train(config, lambda s, t=terms: (t.append(s.terms), stop_at(2)(s)))
+        train(config, lambda s, t=terms: t.append(s.terms))
+    assert runs["straight"] == runs["stopped"]
+    assert len(runs["straight"]) == 4
+    for part in ("checkpoints/step_00000004", "model"):
+        expected = tensors(tmp_path / "straight" / part)
+        found = tensors(tmp_path / "stopped" / part)
+        assert expected.keys() == found.keys()
+        assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
+
+
+def test_accumulation_changes_no_loss_of_the_flow(build: Build, tmp_path: Path) -> None:
+    losses = {}
+    for accumulation in (1, 2, 4):
+        statuses: list[Status] = []
+        output = tmp_path / str(accumulation)
+        config = build("flow", output, steps=3, batch_size=4, accumulation=accumulation)
+        train(config, statuses.append)
+        losses[accumulation] = [(s.terms["total"], s.gradient_norm) for s in statuses]
+    np.testing.assert_allclose(losses[2], losses[1], rtol=1e-4)
+    np.testing.assert_allclose(losses[4], losses[1], rtol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("codec", 40), ("flow", 40)])
+def test_a_constant_image_is_learned(build: Build, tmp_path: Path, kind: str, steps: int) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.new("RGB", (48, 48), (200, 120, 40)).save(photos / "constant.png")
+    config = build(kind, tmp_path / "run", steps=steps, batch_size=4)
+    config = dataclasses.replace(
+        config,
+        images=dataclasses.replace(config.images, photos=photos),
+        optimization=dataclasses.replace(config.optimization, learning_rate=1e-2),
+    )
+    totals: list[float] = []
+    train(config, lambda status: totals.append(status.terms["total"]))
+    assert np.mean(totals[-8:]) < 0.8 * np.mean(totals[:4])
+
+
+def test_codec_from_scratch_has_the_layout_of_mini(
+    parts: Parts, random_lpips: Path, tmp_path: Path
+) -> None:
+    settings = parts(tmp_path / "run", steps=1) | {
+        "perceptual": PerceptualConfig(perceptual=random_lpips, perceptual_weight=0.5)
+    }
+    statuses: list[Status] = []
+    model = train(CodecTraining(**settings), statuses.append)
+    (terms,) = (status.terms for status in statuses)
+    assert terms["total"] == pytest.approx(
+        terms["reconstruction"] + 0.1 * terms["latent"] + 0.5 * terms["perceptual"], rel=1e-5
+    )
+    assert terms["perceptual"] > 0
+    codec = Codec(load_vae(str(model)))
+    assert (codec.channels, codec.factor) == (16, 8)
+
+
+def test_codec_exports_its_average_in_bfloat16(build: Build, tmp_path: Path) -> None:
+    config = build("codec", tmp_path / "run", steps=2)
+    exported = load_vae(str(train(config))).state_dict()
+    average = load_file(config.run.output / "checkpoints/step_00000002/average.safetensors")
+    for name, tensor in average.items():
+        assert torch.equal(exported[name.removeprefix("vae.")], tensor.bfloat16().float())
+
+
+def test_unit_scale_penalty_is_the_divergence_of_normals() -> None:
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(8, 2, 64, 64, generator=generator)
+    z = torch.stack([2 * z[:, 0] + 1, 0.5 * z[:, 1]], 1)
+    one = torch.distributions.Normal(torch.tensor([1.0, 0.0]), torch.tensor([2.0, 0.5]))
+    unit = torch.distributions.Normal(torch.zeros(2), torch.ones(2))
+    expected = torch.distributions.kl_divergence(one, unit).mean()
+    torch.testing.assert_close(unit_scale_penalty(z), expected, rtol=0.02, atol=0)
+
+
+def test_flow_leaves_the_codec_and_writes_a_whole_base(
+    build: Build, small_base: Path, tmp_path: Path
+) -> None:
+    model = train(build("flow", tmp_path / "run", steps=2))
+    before, after = load_vae(str(small_base)).state_dict(), load_vae(str(model)).state_dict()
+    assert all(torch.equal(after[k], before[k].bfloat16().float()) for k in before)
+    moved = load_transformer(str(model)).state_dict()
+    start = load_transformer(str(small_base)).state_dict()
+    assert any(not torch.equal(moved[key], start[key].bfloat16().float()) for key in start)
+    assert (model / "model_index.json").is_file()
+
+
+def test_allosr2_on_a_base_beside_it(build: Build, small_base: Path, tmp_path: Path) -> None:
+    model = train(allosr2(build, tmp_path / "run", t_star=0.5))
+    loaded = AlloSR2.from_pretrained(model)
+    assert Path(loaded.config.base) == small_base.resolve()
+    assert (loaded.config.t_star, loaded.config.scale, loaded.config.preset) == (0.5, 4, "mild")
+    assert loaded.config.provenance["training"]["adapter.rank"] == 2
+    assert not (model / "base").exists()
+    with torch.no_grad():
+        image = loaded(torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    assert bool(image.isfinite().all())
+
+
+def test_a_relative_base_is_found_from_everywhere(
+    build: Build, small_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(small_base.parent)
+    config = allosr2(build, tmp_path / "run", base=small_base.name, t_star=0.5)
+    model = train(config)
+    monkeypatch.chdir(tmp_path)
+    assert Path(AlloSR2.from_pretrained(model).config.base) == small_base.resolve()
+
+
+def test_allosr2_with_its_base_inside(build: Build, small_base: Path, tmp_path: Path) -> None:
+    model = train(allosr2(build, tmp_path / "run", embed_base=True, t_star=0.5))
+    moved = model.rename(tmp_path / "moved")
+    loaded = AlloSR2.from_pretrained(moved)
+    assert loaded.config.base == "base"
+    base = load_transformer(str(small_base)).proj_out.weight
+    assert torch.equal(loaded.velocity.transformer.proj_out.weight, base)
+
+
+def test_allosr2_trains_on_from_adapters(build: Build, tmp_path: Path) -> None:
+    first = train(allosr2(build, tmp_path / "first", t_star=0.5))
+    config = allosr2(build, tmp_path / "second", t_star=0.5, initial=first)
+    second = train(config)
+    weights = load_file(config.run.output / "checkpoints/step_00000002/weights.safetensors")
+    assert all(".lora_" in name for name in weights)
+    before, after = tensors(first), tensors(second)
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[key], after[key]) for key in before)
+
+
+def test_adapters_sit_on_the_encoder_and_the_transformer(build: Build, tmp_path: Path) -> None:
+    config = allosr2(build, tmp_path / "run", t_star=0.5)
+    train(config)
+    weights = load_file(config.run.output / "checkpoints/step_00000002/weights.safetensors")
+    kinds = {
+        name.split(".lora_")[0].split(".")[2 if "velocity" not in name else 1] for name in weights
+    }
+    assert kinds == {"encoder", "transformer"}
+    moved = {name for name, tensor in weights.items() if ".lora_B." in name and tensor.any()}
+    assert moved == {name for name in weights if ".lora_B." in name}
+
+
+def test_embedding_a_base_that_is_no_folder(build: Build, tmp_path: Path) -> None:
+    config = allosr2(build, tmp_path / "run", base="someone/base", embed_base=True)
+    with pytest.raises(ConfigError, match="base someone/base is no folder here"):
+        train(config)
+
+
+def test_missing_lpips_weights_are_reported_first(build: Build, tmp_path: Path) -> None:
+    perceptual = PerceptualConfig(perceptual=tmp_path / "absent.safetensors")
+    config = allosr2(build, tmp_path / "run", perceptual=perceptual, base="absent")
+    with pytest.raises(ModelError, match=r"absent\.safetensors: no LPIPS weights"):
+        train(config)
+
+
+def test_t_star_is_measured_once(
+    build: Build, small_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against Eq. 6 by brute force over the same five pairs."""
+    config = allosr2(build, tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        train(config, stop_at(1))
+    state = json.loads((config.run.output / "checkpoints/step_00000001/state.json").read_text())
+
+    images = HRImages(
+        photos=config.images.photos,
+        procedural=0.0,
+        crop=32,
+        minimum_scale=0.5,
+        cache_gigabytes=1.0,
+        seed=config.run.seed,
+    )
+    (batch,) = batches(images, preset("mild"), scale=4, batch_size=5, first=0, last=5, workers=0)
+    assert batch.lr is not None
+    codec = Codec(load_vae(str(small_base)))
+    lr = torch.nn.functional.interpolate(batch.lr, (32, 32), mode="bicubic", antialias=True)
+    lr = lr.clamp(0, 1)
+    z_lr, z_hr = codec.encode(lr).double().numpy(), codec.encode(batch.hr).double().numpy()
+    signal = (z_hr**2).mean((1, 2, 3))
+    ratio = 1 / ((z_lr - z_hr) ** 2).mean((1, 2, 3))
+    # the objective is piecewise linear in g = ((1 - t) / t)^2: its least value is at one of the ratios
+    g = min(ratio, key=lambda g: float((signal * abs(g - ratio)).mean()))
+    assert state["constants"] == {"t_star": pytest.approx(1 / (1 + np.sqrt(g)), rel=1e-5)}
+
+    def again(*_: object) -> float:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(AlloSR2Stage, "_measure_t_star", again)
+    model = train(config)
+    assert AlloSR2.from_pretrained(model).config.t_star == pytest.approx(
+        state["constants"]["t_star"], rel=5e-3
+    )
