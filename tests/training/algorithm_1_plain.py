@@ -21,6 +21,7 @@ def algorithm_1_plain(
     encode_frozen: Callable[[Tensor], Tensor],
     v: Field,
     v_frozen: Field,
+    v_guided: Field,
     decode: Callable[[Tensor], Tensor],
     lpips: Callable[[Tensor, Tensor], Tensor] | None,
     parameters: dict[str, Tensor],
@@ -36,6 +37,7 @@ def algorithm_1_plain(
     atm_weight: float = 1.0,
     atm_reference: str = "shared",
     atm_state: str = "anchored",
+    atm_guidance: float | None = None,
     generative_weight: float = 0.0,
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Loss terms, and the gradient of their weighted sum for each of `parameters`."""
@@ -93,6 +95,7 @@ def algorithm_1_plain(
             if atm_state == "renoised":
                 z_t_sr = (1 - t_4d) * z_hat + t_4d * eps
             reference = v if atm_reference == "shared" else v_frozen
+            reference = reference if atm_guidance is None else v_guided
             w = 1 / (z_hat - z_h).abs().mean(dim=(1, 2, 3)).reshape(size, 1, 1, 1)
             bracket = (z_t_sr - z_t_gen) - t_4d * (v(z_t_sr, t) - reference(z_t_gen, t))
             direction = w * bracket

@@ -106,12 +106,13 @@ def test_a_stopped_run_ends_as_one_that_was_not(
         assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
 
 
-def test_accumulation_changes_no_loss_of_the_flow(build: Build, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["flow", "allosr2"])
+def test_accumulation_changes_no_loss(build: Build, tmp_path: Path, kind: str) -> None:
     losses = {}
     for accumulation in (1, 2, 4):
         statuses: list[Status] = []
         output = tmp_path / str(accumulation)
-        config = build("flow", output, steps=3, batch_size=4, accumulation=accumulation)
+        config = build(kind, output, steps=3, batch_size=4, accumulation=accumulation)
         train(config, statuses.append)
         losses[accumulation] = [(s.terms["total"], s.gradient_norm) for s in statuses]
     np.testing.assert_allclose(losses[2], losses[1], rtol=1e-4)

@@ -19,6 +19,7 @@ from allosr2.training.step import algorithm_1
 
 SIZE, SIDE, SCALE, WEIGHT = 3, 64, 4, 2.0
 SEEDS = (7, 8, 9)
+GUIDANCE = 3.5
 
 
 def drawn(t_star: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -104,6 +105,9 @@ class World:
             encode_frozen=self.frozen.encode,
             v=self.model.velocity,
             v_frozen=self.base_velocity,
+            v_guided=FluxVelocity(
+                self.model.velocity.transformer, self.model.velocity.conditioning, GUIDANCE
+            ),
             decode=self.frozen.decode,
             lpips=lpips,
             parameters=self.parameters,
@@ -138,6 +142,7 @@ def assert_equal_gradients(found: dict[str, torch.Tensor], expected: dict[str, t
         {"fatc_weight": 0.0},
         {"fatc_weight": 0.3},
         {"fatc_detach": True},
+        {"atm_guidance": GUIDANCE},
         {"atm_weight": 0.0},
         {"atm_weight": 0.7},
         {"atm_reference": "frozen"},

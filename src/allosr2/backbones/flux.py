@@ -110,6 +110,10 @@ class FluxVelocity(nn.Module):
         """The prompt that the field was built with."""
         return Conditioning(prompt=self.prompt, pooled=self.pooled)
 
+    def with_guidance(self, guidance: float) -> FluxVelocity:
+        """The same field at another guidance. Raises ModelError if the base takes none."""
+        return FluxVelocity(self.transformer, self.conditioning, guidance)
+
     def forward(
         self, z_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]
     ) -> Float[Tensor, "b c h w"]:

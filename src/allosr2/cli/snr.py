@@ -111,9 +111,9 @@ def draw(path: Path, power: LatentPower, t_star: float) -> None:
     curve.set(xlabel="t", ylabel="SNR / mean z_hr²", xlim=(0, 1))
     curve.legend()
     low, high = float(measured.min().log10()) - 0.05, float(measured.max().log10()) + 0.05
-    spread.hist(measured, bins=torch.logspace(low, high, 25).tolist(), orientation="horizontal")
+    spread.hist(measured, bins=torch.logspace(low, high, 13).tolist(), orientation="horizontal")
     spread.axhline(float(path_snr(torch.tensor(t_star))), color="black", linestyle="--")
-    spread.set(xlabel="pairs", ylim=(float(measured.min()) / 4, float(measured.max()) * 4))
+    spread.set(xlabel="pairs", ylim=(float(measured.min()) / 10, float(measured.max()) * 10))
     try:
         figure.savefig(path, format="png", dpi=150)
     except OSError as error:

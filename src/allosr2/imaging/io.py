@@ -258,7 +258,8 @@ def _batch(color: np.ndarray) -> Float[Tensor, "1 3 h w"]:
 
 
 def _checked(image: Float[Tensor, "b 3 h w"], where: str) -> Float[Tensor, "b 3 h w"]:
-    low, high = (float(bound) for bound in torch.aminmax(image.detach()))  # NaN comes through as NaN
+    # NaN comes through as NaN
+    low, high = (float(bound) for bound in torch.aminmax(image.detach()))
     if not (low >= -1e-3 and high <= 1 + 1e-3):
         raise ImageError(f"{where} has values from {low:g} to {high:g}; give floats in [0, 1]")
     return image.clamp(0, 1)

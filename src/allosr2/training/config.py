@@ -209,6 +209,8 @@ class LossConfig:
     """Weights of the generative path: the adapted ones (the paper's), or the base's."""
     atm_state: Literal["anchored", "renoised"] = "anchored"
     """ATM's SR state: between z_hr and z_lr (the paper's Eq. 9), or z_sr diffused to time t (as DMD does)."""
+    atm_guidance: float | None = None
+    """Guidance of the generative path; None is the model's own. Above it the anchor predicts sharper."""
     generative_weight: float = 0.0
     """Weight of flow matching (Eq. 3) on the generative path, which keeps a shared reference generative."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -90,11 +91,13 @@ def algorithm_1(
                 z_t_sr, v_sr = interpolate(z_sr, eps, t), None
             if v_sr is None:
                 v_sr = model.velocity(z_t_sr, t)
-            if loss.atm_reference == "frozen":
-                with adapters_off(model.velocity):
-                    v_gen = model.velocity(z_t_gen, t)
-            else:
-                v_gen = model.velocity(z_t_gen, t)
+            anchor = (
+                model.velocity
+                if loss.atm_guidance is None
+                else model.velocity.with_guidance(loss.atm_guidance)
+            )
+            with adapters_off(anchor) if loss.atm_reference == "frozen" else nullcontext():
+                v_gen = anchor(z_t_gen, t)
         delta = path_discrepancy(z_t_sr, v_sr, z_t_gen, v_gen, t)
         matching = atm(z_sr, z_hr, delta)
         terms["atm"] = matching.size
