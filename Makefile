@@ -35,7 +35,7 @@ test: .venv/.dev
 lint: .venv/.dev
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache # its cache outlives what it describes
 	$(BIN)/pyright
 
 format: .venv/.dev

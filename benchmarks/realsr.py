@@ -94,7 +94,9 @@ def main(options: Options) -> None:
             writer.writeheader()
             writer.writerows(rows)
     print(_table(rows))
-    print(f"\n{len(paths)} pairs; {_machine()}; torch {version('torch')}, {torch.get_num_threads()} threads")
+    print(
+        f"\n{len(paths)} pairs; {_machine()}; torch {version('torch')}, {torch.get_num_threads()} threads"
+    )
 
 
 def _read(path: Path) -> Float[Tensor, "1 3 h w"] | None:
@@ -119,14 +121,22 @@ def _table(rows: list[dict[str, str | float]]) -> str:
         columns = ("psnr_y", "ssim_y", "lpips_squeeze", "grid_8", "grid_16", "color_shift")
         means = [fmean(float(row[column]) for row in of_method) for column in columns]
         seconds = median(float(row["seconds"]) for row in of_method)
-        numbers = [f"{means[0]:.2f}", *(f"{m:.4f}" for m in means[1:3]), *(f"{m:.3f}" for m in means[3:])]
+        numbers = [
+            f"{means[0]:.2f}",
+            *(f"{m:.4f}" for m in means[1:3]),
+            *(f"{m:.3f}" for m in means[3:]),
+        ]
         lines.append(f"| {method} | {' | '.join(numbers)} | {seconds:.2f} |")
     return "\n".join(lines)
 
 
 def _machine() -> str:
     cpu = Path("/proc/cpuinfo")
-    names = [line for line in cpu.read_text().splitlines() if "model name" in line] if cpu.exists() else []
+    names = (
+        [line for line in cpu.read_text().splitlines() if "model name" in line]
+        if cpu.exists()
+        else []
+    )
     name = names[0].partition(":")[2].strip() if names else platform.processor()
     return f"{name}, {len(names) or '?'} cores"
 

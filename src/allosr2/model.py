@@ -20,12 +20,14 @@ from allosr2.backbones.base import load_transformer, load_vae
 from allosr2.backbones.codec import Codec
 from allosr2.backbones.flux import PATCH, Conditioning, FluxVelocity
 from allosr2.backbones.lora import load_adapters, merge_adapters, save_adapters
+from allosr2.card import model_card
 from allosr2.errors import ModelError
 from allosr2.flow import clean_prediction
 
 FORMAT_VERSION = 1
 CONFIG_NAME = "allosr2.json"
 CONDITIONING_NAME = "conditioning.safetensors"
+CARD_NAME = "README.md"
 EMBEDDED = "mini"
 """Name of the model that the package carries."""
 
@@ -52,6 +54,8 @@ class ModelConfig:
     """Version of this layout."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.base, str):  # pyright: ignore[reportUnnecessaryIsInstance] - JSON
+            raise ModelError(f"base is {self.base}; it must be a folder or a hub id")
         if not 0 < self.t_star < 1:
             raise ModelError(f"t_star is {self.t_star}; it must lie in (0, 1)")
         if self.scale < 1:
@@ -140,7 +144,10 @@ class AlloSR2(nn.Module):
         return model.requires_grad_(False).eval()
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write config, adapters and conditioning; a base inside a model folder must be written beside them."""
+        """Write config, adapters (in bfloat16), encoded prompt, and a model card where there is none.
+
+        A base that is to lie inside the folder is written beside them by whoever made it.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         save_adapters(folder, vae=self.codec.vae, transformer=self.velocity.transformer)
         conditioning = self.velocity.conditioning
@@ -151,8 +158,11 @@ class AlloSR2(nn.Module):
             },
             folder / CONDITIONING_NAME,
         )
-        text = json.dumps(dataclasses.asdict(self.config), indent=2)
-        (folder / CONFIG_NAME).write_text(text + "\n")
+        settings = dataclasses.asdict(self.config)
+        (folder / CONFIG_NAME).write_text(json.dumps(settings, indent=2) + "\n")
+        card = folder / CARD_NAME
+        if not card.exists():  # a person may have written a better one
+            card.write_text(model_card(settings))
 
 
 def model_folder(source: str | Path) -> Path:

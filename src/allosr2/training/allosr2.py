@@ -31,6 +31,9 @@ from allosr2.trajectory import latent_power, optimal_time
 
 logger = logging.getLogger(__name__)
 
+_PLACES = {"run.output", "run.device", "images.photos", "perceptual.perceptual", "base", "initial"}
+"""Fields that say where things lay on the machine that trained; they do not travel with a model."""
+
 
 class AlloSR2Stage:
     """LoRA on VAE encoder and transformer; decoder, frozen encoder and LPIPS stay as they are.
@@ -104,9 +107,9 @@ class AlloSR2Stage:
     def export(self, folder: Path) -> Path:
         """Write the model folder; a base that is embedded travels with it."""
         provenance: dict[str, Any] = {
-            "training": config_fields(self._config),
+            "training": {k: v for k, v in config_fields(self._config).items() if k not in _PLACES},
             "torch": torch.__version__,
-            "machine": platform.machine(),
+            "processor": platform.machine(),
         }
         self.module.config = dataclasses.replace(self.module.config, provenance=provenance)
         self.module.save_pretrained(folder)
