@@ -112,9 +112,16 @@ def _write(path: Path, image: Float[Tensor, "1 3 h w"]) -> None:
 
 
 def _table(rows: list[dict[str, str | float]]) -> str:
-    names = "method|PSNR-Y|SSIM-Y|LPIPS (SqueezeNet)|grid 8 px|grid 16 px|color shift /255|median s".split(
-        "|"
-    )
+    names = [
+        "method",
+        "PSNR-Y",
+        "SSIM-Y",
+        "LPIPS (SqueezeNet)",
+        "grid 8 px",
+        "grid 16 px",
+        "color shift /255",
+        "median s",
+    ]
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for method in dict.fromkeys(row["method"] for row in rows):
         of_method = [row for row in rows if row["method"] == method]
