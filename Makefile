@@ -47,15 +47,15 @@ clean:
 	find src tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One environment; a stamp for each set of extras, renewed when a requirement changes.
-$(BIN)/python:
+$(BIN)/pip:
 	$(PYTHON) -m venv .venv
 
-.venv/.demo: pyproject.toml constraints.txt | $(BIN)/python
+.venv/.demo: pyproject.toml constraints.txt | $(BIN)/pip
 	@echo "installing .[demo] into .venv"
 	@$(BIN)/python -m pip install --quiet --editable ".[demo]"
 	@touch $@
 
-.venv/.dev: pyproject.toml constraints.txt | $(BIN)/python
+.venv/.dev: pyproject.toml constraints.txt | $(BIN)/pip
 	@echo "installing .[dev,train] into .venv"
 	@$(BIN)/python -m pip install --quiet --editable ".[dev,train]"
 	@touch $@

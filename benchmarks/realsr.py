@@ -2,13 +2,14 @@
 
     python benchmarks/realsr.py --pairs DIR --perceptual FILE [--model mini] [--output DIR]
 
-DIR holds `lr/` and `hr/` with equal names (StableSR's 100 crops, 128 and 512 px), and optionally another
-method's results as `osediff/` with its published rows in `osediff_published.csv`.
+DIR holds `lr/` and `hr/` with equal names (StableSR's 100 crops, 128 and 512 px), and optionally OSEDiff's results
+for some of them as `osediff/` and its published rows for all of them as `osediff_published.csv`.
 """
 
 from __future__ import annotations
 
 import csv
+import math
 import platform
 import time
 from collections.abc import Callable
@@ -19,12 +20,18 @@ from statistics import fmean, median
 
 import torch
 import tyro
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 from allosr2 import Upscaler
-from allosr2.imaging.io import find_images, image_from_any, read_image, to_array
+from allosr2.imaging.io import (
+    ImageMetadata,
+    find_images,
+    image_from_any,
+    read_image,
+    to_array,
+    write_image,
+)
 from allosr2.imaging.quality import periodicity, psnr_y, ssim_y
 from allosr2.imaging.resize import enlarge
 from allosr2.losses.perceptual import LPIPS
@@ -56,15 +63,14 @@ def main(options: Options) -> None:
     methods: dict[str, Method] = {
         "bicubic": lambda _, lr: enlarge(lr, 4),
         options.model: lambda _, lr: upscaler(lr),
-        "OSEDiff (20 images)": lambda name, _: _read(options.pairs / "osediff" / name),
+        "OSEDiff, its images": lambda name, _: _read(options.pairs / "osediff" / name),
     }
     rows: list[dict[str, str | float]] = []
     paths = find_images(options.pairs / "hr")[: options.limit]
     upscaler(torch.rand(1, 3, 128, 128))  # the first call pays for memory and kernel choice
     for path in paths:
-        hr, lr = _read(path), _read(options.pairs / "lr" / path.name)
-        assert hr is not None
-        assert lr is not None
+        hr = image_from_any(read_image(path)[0])
+        lr = image_from_any(read_image(options.pairs / "lr" / path.name)[0])
         bicubic = enlarge(lr, 4)
         for method, enlarge_by in (*methods.items(), ("HR", lambda _, __, hr=hr: hr)):
             started = time.perf_counter()
@@ -83,17 +89,19 @@ def main(options: Options) -> None:
                     "grid_8": periodicity(sr)[0, 0].item(),
                     "grid_16": periodicity(sr)[0, 1].item(),
                     "color_shift": 255 * (sr - bicubic).mean((0, 2, 3)).abs().mean().item(),
-                    "seconds": seconds,
+                    "seconds": seconds if method in ("bicubic", options.model) else float("nan"),
                 }
             )
             if options.output and method == options.model:
-                _write(options.output / path.name, sr)
+                options.output.mkdir(parents=True, exist_ok=True)
+                write_image(options.output / path.name, to_array(sr), ImageMetadata())
     if options.output:
         with (options.output / "per_image.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
             writer.writerows(rows)
     print(_table(rows))
+    print(_published(options.pairs / "osediff_published.csv", {path.name for path in paths}))
     print(
         f"\n{len(paths)} pairs; {_machine()}; torch {version('torch')}, {torch.get_num_threads()} threads"
     )
@@ -103,15 +111,17 @@ def _read(path: Path) -> Float[Tensor, "1 3 h w"] | None:
     return image_from_any(read_image(path)[0]) if path.is_file() else None
 
 
-def _write(path: Path, image: Float[Tensor, "1 3 h w"]) -> None:
-    from PIL import Image
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = rearrange((image[0] * 255).round().to(torch.uint8), "c h w -> h w c")
-    Image.fromarray(pixels.numpy()).save(path)
+def _published(path: Path, names: set[str]) -> str:
+    """The row of OSEDiff's own figures; its LPIPS is another network's and does not compare."""
+    if not path.is_file():
+        return ""
+    rows = [row for row in csv.DictReader(path.open(newline="")) if row["image"] in names]
+    psnr, ssim = (fmean(float(row[column]) for row in rows) for column in ("psnr_y", "ssim_y"))
+    return f"| OSEDiff, published | {len(rows)} | {psnr:.2f} | {ssim:.4f} | - | - | - | - | - |"
 
 
 def _table(rows: list[dict[str, str | float]]) -> str:
+    """Means over each method's images, best read together: distortion, perception, grid, color, time."""
     names = [
         "method",
         "PSNR-Y",
@@ -133,7 +143,8 @@ def _table(rows: list[dict[str, str | float]]) -> str:
             *(f"{m:.4f}" for m in means[1:3]),
             *(f"{m:.3f}" for m in means[3:]),
         ]
-        lines.append(f"| {method} | {' | '.join(numbers)} | {seconds:.2f} |")
+        time_ = "-" if math.isnan(seconds) else f"{seconds:.2f}"
+        lines.append(f"| {method} | {len(of_method)} | {' | '.join(numbers)} | {time_} |")
     return "\n".join(lines)
 
 

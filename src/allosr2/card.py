@@ -26,7 +26,7 @@ large = upscaler(image)  # a PIL image, an array or a tensor
 
 | | |
 |---|---|
-| base | `{base}`; its licence holds for the whole |
+| base | `{base}`; its license holds for the whole |
 | t* (Eq. 6) | {t_star} |
 | scale | {scale} |
 | degradation preset | {preset} |

@@ -56,6 +56,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.base, str):  # pyright: ignore[reportUnnecessaryIsInstance] - JSON
             raise ModelError(f"base is {self.base}; it must be a folder or a hub id")
+        if not isinstance(self.scale, int):  # pyright: ignore[reportUnnecessaryIsInstance] - JSON
+            raise ModelError(f"scale is {self.scale}; it must be a whole number")
         if not 0 < self.t_star < 1:
             raise ModelError(f"t_star is {self.t_star}; it must lie in (0, 1)")
         if self.scale < 1:
@@ -144,7 +146,7 @@ class AlloSR2(nn.Module):
         return model.requires_grad_(False).eval()
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write config, adapters (in bfloat16), encoded prompt, and a model card where there is none.
+        """Write config, adapters (in bfloat16), encoded prompt and a model card.
 
         A base that is to lie inside the folder is written beside them by whoever made it.
         """
@@ -160,14 +162,15 @@ class AlloSR2(nn.Module):
         )
         settings = dataclasses.asdict(self.config)
         (folder / CONFIG_NAME).write_text(json.dumps(settings, indent=2) + "\n")
-        card = folder / CARD_NAME
-        if not card.exists():  # a person may have written a better one
-            card.write_text(model_card(settings))
+        (folder / CARD_NAME).write_text(model_card(settings))
 
 
 def model_folder(source: str | Path) -> Path:
-    """The folder of a model given by path, or by the embedded one's name. Raises ModelError."""
-    if str(source) == EMBEDDED and not Path(source).is_dir():
+    """The folder of a model given by path, or by the embedded one's name. Raises ModelError.
+
+    The string "mini" is always the name; a folder that is called so is `Path("mini")` or "./mini".
+    """
+    if source == EMBEDDED:
         return Path(str(resources.files("allosr2") / EMBEDDED))
     folder = Path(source)
     if not folder.is_dir():
@@ -178,9 +181,15 @@ def model_folder(source: str | Path) -> Path:
 
 
 def base_of(folder: Path, config: ModelConfig) -> str:
-    """The base of a model folder: a path inside it where there is one, else as the config says."""
+    """The base of a model folder: a folder inside it, an absolute path or a hub id. Raises ModelError."""
     inside = folder / config.base
-    return str(inside) if inside.is_dir() else config.base
+    if inside.is_dir():
+        return str(inside)
+    if "/" not in config.base:
+        raise ModelError(
+            f"{inside} is missing: the model's base lies there; copy the whole folder again"
+        )
+    return config.base
 
 
 def load_frozen_codec(source: str | Path) -> Codec:
@@ -204,8 +213,12 @@ def load_conditioning(path: Path) -> Conditioning:
 
 
 def copy_base(base: Path, folder: Path) -> None:
-    """Copy a small base's transformer and VAE into a model folder, as its `base`."""
-    shutil.copytree(base, folder / "base", dirs_exist_ok=True)
+    """Copy a small base's transformer and VAE into a model folder, in the place of its `base`."""
+    target = folder / "base"
+    shutil.rmtree(target, ignore_errors=True)
+    for part in ("transformer", "vae"):
+        shutil.copytree(base / part, target / part)
+    shutil.copy2(base / "model_index.json", target)
 
 
 def _refuse_non_finite(model: nn.Module, folder: Path) -> None:

@@ -41,7 +41,7 @@ class Upscaler:
     """
 
     def __init__(
-        self, model: AlloSR2, *, device: str = "auto", tile: int = 512, overlap: int = 64
+        self, model: AlloSR2, *, device: str = "auto", tile: int = 512, overlap: int | None = None
     ) -> None:
         """Move `model` to a device: bfloat16 on CUDA, float32 on the CPU.
 
@@ -49,19 +49,19 @@ class Upscaler:
             model: its adapters merged, or they are computed anew for each tile.
             device: "auto", "cpu", "cuda" or "cuda:1"; "auto" is CUDA where there is a GPU.
             tile: side of a tile in pixels of the result; a multiple of the model's.
-            overlap: least number of pixels that neighboring tiles share.
+            overlap: least number of pixels that neighboring tiles share; None is an eighth of a tile.
 
         Raises:
             ConfigError: for a device that is absent, and a tile or an overlap that does not fit.
         """
         if tile < model.multiple or tile % model.multiple:
             raise ConfigError(f"tile is {tile}: use a multiple of {model.multiple}, such as 512")
+        overlap = tile // 8 if overlap is None else overlap
         tile_starts(tile, tile, overlap)  # raises for an overlap that does not fit
         self.model = model
         self.device = resolve_device(device)
         self.tile = tile
         self.overlap = overlap
-        self._precision = torch.float32
         self._use(torch.bfloat16 if self.device.type == "cuda" else torch.float32)
         self.model.codec.to(memory_format=torch.channels_last)
 
@@ -72,7 +72,7 @@ class Upscaler:
         *,
         device: str = "auto",
         tile: int = 512,
-        overlap: int = 64,
+        overlap: int | None = None,
     ) -> Upscaler:
         """Load a model folder, or the embedded "mini", with its adapters merged.
 

@@ -21,14 +21,24 @@ def _load(base: str, part: Part, dtype: torch.dtype) -> nn.Module:
     if folder.is_dir() and not (folder / part / "config.json").is_file():
         raise ModelError(f"{base}: no {part}/config.json in it; name a folder in diffusers layout")
     try:
-        model = AutoModel.from_pretrained(base, subfolder=part, torch_dtype=dtype)
+        model = cast(
+            nn.Module,
+            AutoModel.from_pretrained(
+                base, subfolder=part, torch_dtype=dtype, use_safetensors=True
+            ),
+        )
     except Exception as error:  # diffusers, hub and safetensors each raise their own
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
             f"{base}: its {part} cannot be loaded ({reason}); "
             "name a folder in diffusers layout, or a hub id that this machine can reach"
         ) from error
-    return cast(nn.Module, model).requires_grad_(False).eval()
+    missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if missing:  # diffusers only warns of them
+        raise ModelError(
+            f"{base}: its {part} has no weights for {missing[0]} and {len(missing) - 1} others; copy it again"
+        )
+    return model.requires_grad_(False).eval()
 
 
 def load_vae(base: str, dtype: torch.dtype = torch.float32) -> AutoencoderKL | AutoencoderDC:

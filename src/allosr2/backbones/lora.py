@@ -121,7 +121,7 @@ def load_adapters(folder: Path, **parts: nn.Module) -> None:
     for part, module in parts.items():
         prefix = f"{part}."
         state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        if f"{prefix}r" not in settings:
+        if not {f"{prefix}r", f"{prefix}lora_alpha"} <= settings.keys():
             raise ModelError(f"{path}: no rank and alpha for the {part} in it; save it again")
         add_adapter(
             module, part, rank=settings[f"{prefix}r"], alpha=settings[f"{prefix}lora_alpha"]
@@ -137,6 +137,12 @@ def load_adapters(folder: Path, **parts: nn.Module) -> None:
             )
         set_peft_model_state_dict(module, state, adapter_name=ADAPTER)
         module.requires_grad_(False)
+
+
+def unfreeze_adapters(module: nn.Module) -> None:
+    """Make a part's adapters, and nothing else of it, trainable."""
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(".lora_" in name)
 
 
 def adapter_rank(module: nn.Module) -> int:

@@ -119,10 +119,10 @@ def split_alpha(
     if not image.width or not image.height:
         raise ImageError(f"{where} has no pixels; give an image of at least 1 x 1")
     if image.mode.startswith("I;16"):
-        grey = np.asarray(image).astype(np.uint32)
+        gray = np.asarray(image).astype(np.uint32)
         key = image.info.get("transparency")
-        alpha = None if key is None else np.where(grey == key, 0, 255).astype(np.uint8)
-        return np.repeat(((grey * 255 + 32767) // 65535).astype(np.uint8)[..., None], 3, 2), alpha
+        alpha = None if key is None else np.where(gray == key, 0, 255).astype(np.uint8)
+        return np.repeat(((gray * 255 + 32767) // 65535).astype(np.uint8)[..., None], 3, 2), alpha
     if image.mode in ("I", "F"):
         raise ImageError(f"{where} has 32-bit samples of unknown range; save it as 8 or 16 bits")
     if image.has_transparency_data:

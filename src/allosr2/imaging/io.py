@@ -67,8 +67,8 @@ class ImageMetadata:
 def read_image(path: Path) -> tuple[UInt8[np.ndarray, "h w 3"], ImageMetadata]:
     """Read a picture the way a viewer shows it: upright, RGB, 8 bits.
 
-    Grey, palette, CMYK and 16-bit grey become RGB; 16 bits are scaled to 8, never clipped. A
-    profile of grey or CMYK values is dropped, as it would be wrong for RGB. A JPEG that carries
+    Gray, palette, CMYK and 16-bit gray become RGB; 16 bits are scaled to 8, never clipped. A
+    profile of gray or CMYK values is dropped, as it would be wrong for RGB. A JPEG that carries
     more pictures (MPO: previews, stereo) is its first one, which is the photograph.
 
     Raises:
@@ -212,7 +212,7 @@ def image_from_any(
     if isinstance(image, np.ndarray):
         if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3) or not image.size:
             raise ImageError(
-                f"the given array has shape {image.shape}; give h w (grey) or h w 3 (RGB)"
+                f"the given array has shape {image.shape}; give h w (gray) or h w 3 (RGB)"
             )
         color = image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
         if image.dtype == np.uint8:

@@ -16,7 +16,7 @@ from torch import Tensor
 from allosr2.backbones.base import load_transformer, load_vae
 from allosr2.backbones.codec import Codec
 from allosr2.backbones.flux import Conditioning, FluxVelocity, representable_time
-from allosr2.backbones.lora import add_adapter, load_adapters
+from allosr2.backbones.lora import add_adapter, load_adapters, unfreeze_adapters
 from allosr2.data.degradation import preset
 from allosr2.data.pairs import Batch, batches
 from allosr2.data.photos import HRImages
@@ -63,13 +63,15 @@ class AlloSR2Stage:
         self._frozen = Codec(copy.deepcopy(vae)).to(device).to(memory_format=torch.channels_last)
         if config.initial:
             load_adapters(config.initial, vae=vae, transformer=transformer)
-            for name, parameter in (*vae.named_parameters(), *transformer.named_parameters()):
-                parameter.requires_grad_(".lora_" in name)
+            unfreeze_adapters(vae)
+            unfreeze_adapters(transformer)
         else:
             rank, alpha = config.adapter.rank, config.adapter.alpha
             add_adapter(vae, "vae", rank=rank, alpha=alpha)
             add_adapter(transformer, "transformer", rank=rank, alpha=alpha)
-        velocity = FluxVelocity(transformer, Conditioning.empty(transformer))
+        # guidance-distilled bases are trained and run at guidance 1, without any (FLUX.1-dev)
+        guidance = 1.0 if transformer.config["guidance_embeds"] else None
+        velocity = FluxVelocity(transformer, Conditioning.empty(transformer), guidance)
         self.constants = constants or {
             "t_star": config.t_star or self._measure_t_star(images, device)
         }
@@ -81,6 +83,7 @@ class AlloSR2Stage:
             scale=config.scale,
             preset=config.preset,
             prompt_length=velocity.prompt.shape[0],
+            guidance=guidance,
         )
         self.module = AlloSR2(Codec(vae), velocity, model_config).to(device)
         self.module.codec.to(memory_format=torch.channels_last)
