@@ -2,8 +2,8 @@
 
     python benchmarks/realsr.py --pairs DIR --perceptual FILE [--model mini] [--output DIR]
 
-DIR holds `lr/` and `hr/` with equal names (StableSR's 100 crops, 128 and 512 px), and optionally OSEDiff's results
-for some of them as `osediff/` and its published rows for all of them as `osediff_published.csv`.
+DIR holds `lr/` and `hr/` with equal names (StableSR's 100 crops, 128 and 512 px), and optionally OSEDiff's
+results for some of them as `osediff/` and its published rows for all of them as `osediff_published.csv`.
 """
 
 from __future__ import annotations

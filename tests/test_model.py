@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from allosr2.backbones.base import load_vae
 from allosr2.backbones.flux import FluxVelocity
 from allosr2.errors import ModelError
 from allosr2.model import (
@@ -250,13 +251,45 @@ def test_an_unknown_name_is_refused():
     assert "\n" not in str(caught.value)
 
 
-def test_the_embedded_name_is_a_folder_of_the_package_unless_a_folder_has_it(tmp_path, monkeypatch):
+def test_the_embedded_name_is_the_package_s_whatever_lies_around(tmp_path, monkeypatch):
     import allosr2
 
     assert model_folder("mini") == Path(allosr2.__file__).parent / "mini"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mini").mkdir()
-    assert model_folder("mini") == Path("mini")
+    assert model_folder("mini") == Path(allosr2.__file__).parent / "mini"
+    assert model_folder(Path("mini")) == Path("mini")
+    assert model_folder("./mini") == Path("mini")
+
+
+def test_a_base_that_was_left_behind_is_named(tiny_model, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    settings = json.loads((folder / "allosr2.json").read_text()) | {"base": "base"}
+    (folder / "allosr2.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match=r"model/base is missing: .* copy the whole folder again"):
+        AlloSR2.from_pretrained(folder)
+
+
+def test_a_base_without_some_of_its_weights_is_refused(tiny_base, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    path = base / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    del tensors["decoder.conv_out.bias"]
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"no weights for decoder\.conv_out\.bias"):
+        load_vae(str(base))
+
+
+def test_a_pickle_is_not_read(tiny_base, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    path = base / "vae" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(path), path.with_suffix(".bin"))
+    path.unlink()
+    with pytest.raises(ModelError, match="vae cannot be loaded"):
+        load_vae(str(base))
 
 
 def test_a_config_without_a_file_is_checked_too():

@@ -131,7 +131,7 @@ def test_a_tensor_that_requires_a_gradient_costs_none(upscaler):
     assert not upscaler(image).requires_grad
 
 
-@pytest.mark.parametrize("size", [(7, 5), (20, 1000)])
+@pytest.mark.parametrize("size", [(7, 5), (5, 250)])
 def test_small_and_thin_files_give_the_same_bytes_twice(upscaler, tmp_path, size):
     source, once, twice = (tmp_path / name for name in ("lr.png", "a.png", "b.png"))
     Image.fromarray(picture(*size)).save(source)

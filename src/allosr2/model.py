@@ -218,7 +218,6 @@ def copy_base(base: Path, folder: Path) -> None:
     shutil.rmtree(target, ignore_errors=True)
     for part in ("transformer", "vae"):
         shutil.copytree(base / part, target / part)
-    shutil.copy2(base / "model_index.json", target)
 
 
 def _refuse_non_finite(model: nn.Module, folder: Path) -> None:
