@@ -69,4 +69,5 @@ def save_base(folder: Path, **parts: nn.Module) -> None:
         config = {k: v for k, v in cast(Any, module).config.items() if k != "_name_or_path"}
         clone = kind.from_config(config)
         clone.load_state_dict(module.state_dict())
-        nn.Module.to(clone, torch.bfloat16).save_pretrained(folder / name)
+        nn.Module.to(clone, torch.bfloat16)
+        clone.save_pretrained(folder / name)
