@@ -15,7 +15,7 @@ tags: [super-resolution, image-restoration, flow-matching]
 # One-step x{scale} super-resolution by Allo{{SR}}²
 
 LoRA adapters on the VAE encoder and the transformer of `{base}`, trained by Algorithm 1 of
-[arXiv:2604.19238](https://arxiv.org/abs/2604.19238).
+[arXiv:2604.19238](https://arxiv.org/abs/2604.19238) with the terms and weights listed below.
 
 ```python
 from allosr2 import Upscaler
