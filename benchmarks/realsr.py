@@ -124,6 +124,7 @@ def _table(rows: list[dict[str, str | float]]) -> str:
     """Means over each method's images, best read together: distortion, perception, grid, color, time."""
     names = [
         "method",
+        "images",
         "PSNR-Y",
         "SSIM-Y",
         "LPIPS (SqueezeNet)",

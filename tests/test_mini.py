@@ -15,8 +15,8 @@ from allosr2.imaging.io import find_images, image_from_any, read_image
 from allosr2.imaging.quality import periodicity, psnr_y
 from allosr2.model import ModelConfig, model_folder
 
-LARGEST_GRID = 1.5
-"""Strength of an 8 or 16 px grid beside the HR's own; above 2 the eye begins to see it on flat ground."""
+LARGEST_GRID = 1.05
+"""Strength of an 8 or 16 px grid beside the HR's own."""
 LARGEST = 25 * 10**6
 """Bytes that the embedded model may take."""
 
@@ -60,14 +60,24 @@ def test_it_is_sharper_than_bicubic_and_keeps_the_colors(mini, name):
     assert np.array_equal(np.asarray(mini(lr)), np.asarray(sr))
 
 
-def test_realsr(mini, shared_data):
-    """Five pairs spread over the set: faithful, no grid."""
-    paths = find_images(shared_data / "realsr" / "hr")[::20]
-    psnr, ratios = [], []
-    for path in paths:
-        hr = image_from_any(read_image(path)[0])
-        sr = mini(image_from_any(read_image(shared_data / "realsr" / "lr" / path.name)[0]))
-        psnr.append(psnr_y(sr, hr))
-        ratios.append(periodicity(sr) / periodicity(hr))
-    assert torch.cat(psnr).mean() > 23
-    assert torch.cat(ratios).median() < LARGEST_GRID
+@pytest.fixture(scope="module")
+def realsr(mini, shared_data) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Results and HR images of five RealSR pairs spread over the set."""
+    folder = shared_data / "realsr"
+    return [
+        (
+            mini(image_from_any(read_image(folder / "lr" / path.name)[0])),
+            image_from_any(read_image(path)[0]),
+        )
+        for path in find_images(folder / "hr")[::20]
+    ]
+
+
+def test_it_is_faithful_on_realsr(realsr):
+    assert torch.cat([psnr_y(sr, hr) for sr, hr in realsr]).mean() > 24
+
+
+@pytest.mark.xfail(strict=True, reason="these weights show a grid on flat ground: docs/mini.md")
+def test_it_shows_no_grid_on_realsr(realsr):
+    ratios = torch.cat([periodicity(sr) / periodicity(hr) for sr, hr in realsr])
+    assert ratios.mean() < LARGEST_GRID
