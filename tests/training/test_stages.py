@@ -285,3 +285,12 @@ def test_t_star_is_measured_once(
     assert AlloSR2.from_pretrained(model).config.t_star == pytest.approx(
         state["constants"]["t_star"], rel=5e-3
     )
+
+
+def test_adapters_of_another_rank_are_not_taken_over(build: Build, tmp_path: Path) -> None:
+    first = train(allosr2(build, tmp_path / "first", t_star=0.5))
+    config = allosr2(build, tmp_path / "second", t_star=0.5, initial=first)
+    rank = config.adapter.rank
+    other = dataclasses.replace(config.adapter, rank=rank + 1)
+    with pytest.raises(ConfigError, match=f"rank is {rank + 1}: .* have {rank}; use that"):
+        train(dataclasses.replace(config, adapter=other))

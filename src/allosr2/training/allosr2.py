@@ -16,7 +16,12 @@ from torch import Tensor
 from allosr2.backbones.base import load_transformer, load_vae
 from allosr2.backbones.codec import Codec
 from allosr2.backbones.flux import Conditioning, FluxVelocity, representable_time
-from allosr2.backbones.lora import add_adapter, load_adapters, unfreeze_adapters
+from allosr2.backbones.lora import (
+    adapter_rank,
+    add_adapter,
+    load_adapters,
+    unfreeze_adapters,
+)
 from allosr2.data.degradation import preset
 from allosr2.data.pairs import Batch, batches
 from allosr2.data.photos import HRImages
@@ -63,6 +68,11 @@ class AlloSR2Stage:
         self._frozen = Codec(copy.deepcopy(vae)).to(device).to(memory_format=torch.channels_last)
         if config.initial:
             load_adapters(config.initial, vae=vae, transformer=transformer)
+            rank = adapter_rank(transformer)
+            if rank != config.adapter.rank:
+                raise ConfigError(
+                    f"rank is {config.adapter.rank}: the adapters of {config.initial} have {rank}; use that"
+                )
             unfreeze_adapters(vae)
             unfreeze_adapters(transformer)
         else:
