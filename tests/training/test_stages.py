@@ -18,12 +18,12 @@ from torch import Tensor
 from allosr2.backbones.base import load_transformer, load_vae
 from allosr2.backbones.codec import Codec
 from allosr2.data.degradation import preset
-from allosr2.data.pairs import batches
+from allosr2.data.pairs import Batch, batches
 from allosr2.data.photos import HRImages
 from allosr2.errors import ConfigError, ModelError
 from allosr2.model import AlloSR2
 from allosr2.training.allosr2 import AlloSR2Stage
-from allosr2.training.codec import unit_scale_penalty
+from allosr2.training.codec import CodecStage, unit_scale_penalty
 from allosr2.training.config import (
     AdapterConfig,
     AlloSR2Training,
@@ -33,6 +33,7 @@ from allosr2.training.config import (
     TrainingConfig,
 )
 from allosr2.training.loop import Status, train
+from allosr2.training.noise import sample_generators
 
 Parts = Callable[..., dict[str, Any]]
 Build = Callable[..., TrainingConfig]
@@ -150,6 +151,62 @@ def test_codec_from_scratch_has_the_layout_of_mini(
     assert terms["perceptual"] > 0
     codec = Codec(load_vae(str(model)))
     assert (codec.channels, codec.factor) == (16, 8)
+
+
+def test_a_decoder_alone_leaves_the_latents(build: Build, small_base: Path, tmp_path: Path) -> None:
+    config = build("codec", tmp_path / "run", steps=2)
+    after = load_vae(str(train(dataclasses.replace(config, decoder_only=True)))).state_dict()
+    before = load_vae(str(small_base)).state_dict()
+    moved = {key for key in before if not torch.equal(after[key], before[key].bfloat16().float())}
+    assert moved
+    assert all(key.startswith("decoder.") for key in moved)
+
+
+def test_codec_against_grids(build: Build, tmp_path: Path) -> None:
+    config = build("codec", tmp_path / "run", steps=1)
+    crop = dataclasses.replace(config.images, crop=128)
+    statuses: list[Status] = []
+    train(dataclasses.replace(config, images=crop, grid_weight=0.3), statuses.append)
+    terms = statuses[0].terms
+    assert terms["grid"] > 0
+    assert terms["total"] == pytest.approx(
+        terms["reconstruction"] + 0.1 * terms["latent"] + 0.3 * terms["grid"], rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0])
+def test_softened_images_are_the_target(build: Build, tmp_path: Path, fraction: float) -> None:
+    """What the codec is given and asked for is a mix of the crops and their x4 blur."""
+    config = dataclasses.replace(
+        build("codec", tmp_path / "run"), latent_noise=0.0, soft_fraction=fraction
+    )
+    assert isinstance(config, CodecTraining)
+    stage = CodecStage(config, torch.device("cpu"))
+    hr = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    seen: list[Tensor] = []
+    stage.module.encode = lambda image, encode=stage.module.encode: (
+        seen.append(image) or encode(image)
+    )
+    stage.losses(Batch(hr=hr, lr=None), sample_generators(0, 0, 16, torch.device("cpu")))
+    blurred = torch.stack(
+        [
+            pillow_bicubic(plane, 32)
+            for plane in (pillow_bicubic(plane, 8) for plane in hr.flatten(0, 1))
+        ]
+    )
+    blurred = blurred.reshape(hr.shape).clamp(0, 1)
+    kinds = [
+        "blurred" if torch.allclose(x, b, atol=1e-5) else "sharp" if torch.equal(x, h) else "other"
+        for x, b, h in zip(seen[0], blurred, hr, strict=True)
+    ]
+    assert kinds.count("blurred") + kinds.count("sharp") == 16
+    assert abs(kinds.count("blurred") - 16 * fraction) <= 16 * fraction * (1 - fraction)
+
+
+def pillow_bicubic(plane: Tensor, side: int) -> Tensor:
+    """Pillow's bicubic resize of one float plane."""
+    image = Image.fromarray(plane.numpy(), mode="F")
+    return torch.from_numpy(np.array(image.resize((side, side), Image.Resampling.BICUBIC)))
 
 
 def test_codec_exports_its_average_in_bfloat16(build: Build, tmp_path: Path) -> None:

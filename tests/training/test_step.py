@@ -12,6 +12,7 @@ from allosr2.backbones.base import load_transformer, load_vae
 from allosr2.backbones.codec import Codec
 from allosr2.backbones.flux import FluxVelocity
 from allosr2.data.pairs import Batch
+from allosr2.losses.grid import grid
 from allosr2.losses.perceptual import LPIPS
 from allosr2.model import AlloSR2
 from allosr2.training.config import LossConfig
@@ -52,7 +53,7 @@ STUB = cast(LPIPS, Stub())
 class World:
     """A model with trainable adapters, its frozen base and one batch."""
 
-    def __init__(self, model: Path, base: Path, dtype: torch.dtype) -> None:
+    def __init__(self, model: Path, base: Path, dtype: torch.dtype, side: int = SIDE) -> None:
         self.model = AlloSR2.from_pretrained(model).to(dtype)
         self.parameters = {n: p for n, p in self.model.named_parameters() if ".lora_" in n}
         for parameter in self.parameters.values():
@@ -64,7 +65,7 @@ class World:
         )
         generator = torch.Generator().manual_seed(0)
         coarse = torch.rand(SIZE, 3, 6, 6, generator=generator)
-        hr = nn.functional.interpolate(coarse, size=(SIDE, SIDE), mode="bicubic").clamp(0, 1)
+        hr = nn.functional.interpolate(coarse, size=(side, side), mode="bicubic").clamp(0, 1)
         hr = (hr + 0.1 * torch.randn(hr.shape, generator=generator)).clamp(0, 1)
         lr = nn.functional.avg_pool2d(hr, SCALE)
         self.batch = Batch(hr=hr.to(dtype), lr=lr.to(dtype))
@@ -226,6 +227,25 @@ def test_training_and_inference_take_the_same_step(world):
         z_sr = world.model.one_step(world.model.codec.encode(lr.clamp(0, 1)))
         error = (z_sr - world.frozen.encode(world.batch.hr)).square().mean()
     assert terms["reconstruction"] == pytest.approx(float(error), rel=1e-6)
+
+
+@pytest.mark.parametrize("lpips", [STUB, None])
+def test_the_grid_loss_sees_the_decoded_result(tiny_model, tiny_base, lpips):
+    """It adds its value and its gradient, whether LPIPS has the result decoded or not."""
+    world = World(tiny_model, tiny_base, torch.float64, side=128)
+    without, gradients = world.step(LossConfig(atm_weight=0), lpips)
+    terms, found = world.step(LossConfig(atm_weight=0, grid_weight=0.5), lpips)
+    lr = nn.functional.interpolate(
+        world.batch.lr, scale_factor=SCALE, mode="bicubic", antialias=True
+    )
+    image = world.model.codec.decode(world.model.one_step(world.model.codec.encode(lr.clamp(0, 1))))
+    expected = 0.5 * grid(image, world.batch.hr)
+    assert terms["total"] - without["total"] == pytest.approx(expected.item(), rel=1e-6)
+    added = torch.autograd.grad(
+        expected, list(world.parameters.values()), allow_unused=True, materialize_grads=True
+    )
+    added = dict(zip(world.parameters, added, strict=True))
+    assert_equal_gradients(found, {name: gradients[name] + added[name] for name in gradients})
 
 
 def test_what_is_logged_of_atm(world):

@@ -7,19 +7,19 @@ from torch import nn
 
 
 def mini_vae() -> AutoencoderDC:
-    """A VAE of 2.7 M parameters with FLUX.1's latent shape: 16 channels, 1/8 size.
+    """A VAE of 2.8 M parameters with FLUX.1's latent shape: 16 channels, 1/8 size.
 
-    Its first stage is a pixel (un)shuffle, so that nothing but one convolution runs at full size.
+    The encoder starts with a pixel unshuffle, so that nothing but one convolution runs at full size. The
+    decoder ends with a thin block at full size: without it, what pixel shuffles leave shows as a grid.
     """
-    channels, layers = (32, 32, 64, 128), (0, 1, 3, 3)
     return AutoencoderDC(
         latent_channels=16,
         encoder_block_types="ResBlock",
         decoder_block_types="ResBlock",
-        encoder_block_out_channels=channels,
-        decoder_block_out_channels=channels,
-        encoder_layers_per_block=layers,
-        decoder_layers_per_block=layers,
+        encoder_block_out_channels=(32, 32, 64, 128),
+        decoder_block_out_channels=(16, 32, 64, 128),
+        encoder_layers_per_block=(0, 1, 3, 3),
+        decoder_layers_per_block=(1, 2, 3, 3),
         encoder_qkv_multiscales=((), (), (), ()),
         decoder_qkv_multiscales=((), (), (), ()),
         encoder_out_shortcut=False,

@@ -16,7 +16,7 @@ def plan(inputs: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
     """Pair each input file with its target.
 
     One file goes to the file `output`, or under its own name into `output` if that is a folder. Several
-    files, or the images of one folder, go into the folder `output`, which is made, as PNG.
+    files, or the images of one folder, go into the folder `output` as PNG.
 
     Raises ConfigError if two results would share a name or one would replace an input, ImageError for
     a folder that cannot be read.
@@ -36,21 +36,21 @@ def plan(inputs: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
     else:
         pairs = [(source, output / f"{source.stem}.png") for source in sources]
     _refuse_collisions(pairs)
+    return pairs
+
+
+def for_each(pairs: Sequence[tuple[Path, Path]], work: Callable[[Path, Path], None]) -> int:
+    """Make the targets' folder and run `work(source, target)` on every pair; list the failures at the end.
+
+    Returns the exit code: 0, or the first failure's. Raises ConfigError if the folder cannot be made.
+    """
     folder = pairs[0][1].parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"--output is {output}: {folder} cannot be made ({error.strerror}); choose another folder"
+            f"--output: {folder} cannot be made ({error.strerror}); choose another folder"
         ) from error
-    return pairs
-
-
-def for_each(pairs: Sequence[tuple[Path, Path]], work: Callable[[Path, Path], None]) -> int:
-    """Run `work(source, target)` on every pair; list the failures at the end.
-
-    Returns the exit code: 0, or the first failure's.
-    """
     failures: list[tuple[Path, Exception]] = []
     for source, target in pairs:
         try:

@@ -8,20 +8,27 @@ from torch.nn import functional
 
 from allosr2.errors import ImageError
 
+LUMA_WEIGHTS = (65.481, 128.553, 24.966)
+"""Levels of Y for red, green and blue of 1 (ITU-R BT.601, studio swing)."""
+
 _SSIM_SIZE = 11
 _SSIM_SIGMA = 1.5
 _SSIM_C1 = (0.01 * 255) ** 2
 _SSIM_C2 = (0.03 * 255) ** 2
 
-_FEWEST_PERIODS = 8
+FEWEST_PERIODS = 8
 """Periods that a side must hold, for grid frequencies and the bins between them to be distinct."""
 
 
 def luma(image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
     """Y of ITU-R BT.601, studio swing (16 to 235), float64, of RGB in [0, 1] rounded to 8 bits."""
-    levels = image.to(torch.float64).clamp(0, 1).mul(255).round()
-    red, green, blue = levels.unbind(dim=1)
-    y = (65.481 * red + 128.553 * green + 24.966 * blue) / 255 + 16
+    return unrounded_luma(image.to(torch.float64).clamp(0, 1).mul(255).round() / 255)
+
+
+def unrounded_luma(image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
+    """Y as in `luma` of RGB as it is, neither clamped nor rounded, so that gradients pass."""
+    red, green, blue = image.unbind(dim=1)
+    y = LUMA_WEIGHTS[0] * red + LUMA_WEIGHTS[1] * green + LUMA_WEIGHTS[2] * blue + 16
     return rearrange(y, "b h w -> b 1 h w")
 
 
@@ -82,35 +89,43 @@ def periodicity(
         ImageError: if a side is shorter than 8 of the periods.
     """
     y = rearrange(luma(image), "b 1 h w -> b h w")
-    if min(y.shape[-2:]) < _FEWEST_PERIODS * max(periods):
+    if min(y.shape[-2:]) < FEWEST_PERIODS * max(periods):
         raise ImageError(
             f"an image of {_size(image)} px is too small to look for a grid of {max(periods)} px; "
-            f"use sides of {_FEWEST_PERIODS * max(periods)} or more"
+            f"use sides of {FEWEST_PERIODS * max(periods)} or more"
         )
     columns = rearrange(y, "b h w -> b w h")
+    # 1e-6: far below one level in one line
     by_period = [
-        (_line_periodicity(y, period) + _line_periodicity(columns, period)) / 2
+        torch.stack([grid_contrast(lines, period, 1e-6).exp() for lines in (y, columns)]).mean(
+            (0, 2)
+        )
         for period in periods
     ]
     return torch.stack(by_period, dim=1)
 
 
-def _line_periodicity(lines: Float[Tensor, "b n length"], period: int) -> Float[Tensor, "b"]:
+def grid_contrast(
+    lines: Float[Tensor, "b n length"], period: int, floor: float
+) -> Float[Tensor, "b k"]:
+    """Natural logarithm of a grid's power over its neighbors', at frequency k / period, k = 1 ... period // 2.
+
+    As in `periodicity`, for lines along one axis. `floor` is added to every power, in squared units of
+    `lines`, so that flat pictures have a contrast of 0. Differentiable.
+    """
     length = lines.shape[-1] // period * period
     window = torch.hann_window(length, dtype=lines.dtype, device=lines.device)
     lines = lines[..., :length]
     spectrum: Tensor = torch.fft.rfft(  # pyright: ignore[reportUnknownMemberType]
         (lines - lines.mean(dim=-1, keepdim=True)) * window
     )
-    power = spectrum.abs().square().mean(dim=1)  # b f
-    # A flat picture has no power anywhere: 1, not 0 / 0. Far below one level in one line.
-    power = power + 1e-6
+    # not abs().square(): the gradient of abs is undefined at 0
+    power = (spectrum.real.square() + spectrum.imag.square()).mean(dim=1) + floor  # b f
     grid = torch.arange(1, period // 2 + 1, device=lines.device) * (length // period)
     offsets = torch.tensor([-5, -4, -3, -2, 2, 3, 4, 5], device=lines.device)
     neighbors = grid[:, None] + offsets
     neighbors = torch.where(neighbors > length // 2, length - neighbors, neighbors)
-    background = power[:, neighbors].log().mean(dim=-1).exp()  # b k
-    return (power[:, grid] / background).mean(dim=-1)
+    return power[:, grid].log() - power[:, neighbors].log().mean(dim=-1)
 
 
 def _local_mean(plane: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 valid_h valid_w"]:

@@ -13,25 +13,36 @@ from allosr2.backbones.base import load_vae, save_base
 from allosr2.backbones.codec import Codec
 from allosr2.backbones.presets import mini_vae
 from allosr2.data.pairs import Batch
+from allosr2.imaging.resize import enlarge, resize
+from allosr2.losses.grid import float32_for_grids, grid
 from allosr2.losses.perceptual import LPIPS
 from allosr2.training.config import CodecTraining
-from allosr2.training.noise import normal
+from allosr2.training.noise import normal, uniform
 
 _LATENT_WEIGHT = 0.1
 """Weight of the latent's distance from N(0, 1): enough to hold its scale, too little to cost detail."""
 
 
+_SOFTENING = 4
+"""Factor by which softened images are shrunk and enlarged: the blur of an LR image that is enlarged x4."""
+
+
 class CodecStage:
-    """Reconstruction (L1 + LPIPS) through a slightly noisy latent whose channels are held near N(0, 1)."""
+    """Reconstruction (L1 + LPIPS) through a noisy latent whose channels are held near N(0, 1).
+
+    Some images are softened, as the codec has to encode enlarged LR images too, and to decode smooth
+    ground without a pattern of its own.
+    """
 
     def __init__(self, config: CodecTraining, device: torch.device) -> None:
         vae = load_vae(str(config.initial)) if config.initial else mini_vae()
-        vae.requires_grad_(True)
+        vae.decoder.requires_grad_(True)
+        vae.encoder.requires_grad_(not config.decoder_only)
         self.module = Codec(vae).to(device).to(memory_format=torch.channels_last)
         self.degradation = None
         self.scale = 1
         self.constants: dict[str, float] = {}
-        self._latent_noise = config.latent_noise
+        self._config = config
         self._weight = config.perceptual.perceptual_weight
         path = config.perceptual.perceptual
         self._lpips = LPIPS.from_file(path).to(device) if self._weight else None
@@ -42,23 +53,36 @@ class CodecStage:
             vae.decoder.compile()
 
     def losses(self, batch: Batch, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
-        """`reconstruction` (mean absolute error), `perceptual` (LPIPS), `latent` (distance from N(0, 1))."""
-        z = self.module.encode(batch.hr)
-        image = self.module.decode(z + self._latent_noise * normal(generators, z.shape[1:]))
+        """`reconstruction` (L1), `perceptual` (LPIPS), `latent` (distance from N(0, 1)), `grid`."""
+        config = self._config
+        softened = uniform(generators) < config.soft_fraction
+        target = torch.where(softened[:, None, None, None], _soften(batch.hr), batch.hr)
+        z = self.module.encode(target)
+        level = config.latent_noise * uniform(generators)[:, None, None, None]
+        with float32_for_grids(config.grid_weight, z.device):
+            image = self.module.decode(z + level * normal(generators, z.shape[1:]))
         terms = {
-            "reconstruction": (image - batch.hr).abs().mean(),
+            "reconstruction": (image - target).abs().mean(),
             "latent": unit_scale_penalty(z),
         }
         total = terms["reconstruction"] + _LATENT_WEIGHT * terms["latent"]
         if self._lpips is not None:
-            terms["perceptual"] = self._lpips(image, batch.hr).mean()
+            terms["perceptual"] = self._lpips(image, target).mean()
             total = total + self._weight * terms["perceptual"]
+        if config.grid_weight:
+            terms["grid"] = grid(image, target)
+            total = total + config.grid_weight * terms["grid"]
         return terms | {"total": total}
 
     def export(self, folder: Path) -> Path:
         """Write the VAE as a base folder (without a transformer yet)."""
         save_base(folder, vae=self.module.vae)
         return folder
+
+
+def _soften(image: Tensor) -> Tensor:
+    height, width = image.shape[-2:]
+    return enlarge(resize(image, (height // _SOFTENING, width // _SOFTENING)), _SOFTENING)
 
 
 def unit_scale_penalty(z: Tensor) -> Tensor:

@@ -14,6 +14,19 @@ def _check(condition: bool, name: str, value: object, remedy: str) -> None:
         raise ConfigError(f"{name} is {value}: {remedy}")
 
 
+GRID_CROP = 128
+"""Smallest crop in which the grid loss can tell 16 px from its neighbors (not computed: no torch here)."""
+
+
+def _check_grid(weight: float, crop: int) -> None:
+    _check(
+        not weight or crop >= GRID_CROP,
+        "crop",
+        crop,
+        f"the grid loss needs {GRID_CROP} px or more; without it use --grid-weight 0",
+    )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImagesConfig:
     """Where HR training images come from."""
@@ -159,11 +172,25 @@ class CodecTraining:
     perceptual: PerceptualConfig
     initial: Path | None = None
     """Base folder whose VAE is trained on; without it training starts from random weights."""
-    latent_noise: float = 0.05
-    """Noise added to the (unit-scale) latents while training, so that the decoder forgives small errors."""
+    decoder_only: bool = False
+    """Leave the encoder as it is: a transformer trained on its latents stays valid."""
+    latent_noise: float = 0.2
+    """Largest level of the noise on the (unit-scale) latents, drawn per image: the decoder forgives errors."""
+    soft_fraction: float = 0.25
+    """Fraction of images that are blurred, as an enlarged LR image is, in [0, 1]."""
+    grid_weight: float = 0.0
+    """Weight of the grid loss (`allosr2.losses.grid`); 0 leaves it out."""
 
     def __post_init__(self) -> None:
         _check(self.latent_noise >= 0, "latent_noise", self.latent_noise, "use 0 or more")
+        _check(
+            0 <= self.soft_fraction <= 1,
+            "soft_fraction",
+            self.soft_fraction,
+            "use a fraction in [0, 1]",
+        )
+        _check(self.grid_weight >= 0, "grid_weight", self.grid_weight, "use 0 or more")
+        _check_grid(self.grid_weight, self.images.crop)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -211,11 +238,13 @@ class LossConfig:
     """ATM's SR state: between z_hr and z_lr (the paper's Eq. 9), or z_sr diffused to time t (as DMD does)."""
     atm_guidance: float | None = None
     """Guidance of the generative path; None is the model's own. Above it the anchor predicts sharper."""
+    grid_weight: float = 0.0
+    """Weight of the grid loss (`allosr2.losses.grid`), which the paper does not have; 0 leaves it out."""
     generative_weight: float = 0.0
     """Weight of flow matching (Eq. 3) on the generative path, which keeps a shared reference generative."""
 
     def __post_init__(self) -> None:
-        for name in ("fatc_weight", "atm_weight", "generative_weight"):
+        for name in ("fatc_weight", "atm_weight", "grid_weight", "generative_weight"):
             _check(getattr(self, name) >= 0, name, getattr(self, name), "use 0 or more")
         for name, choices in (
             ("perceptual_target", ("image", "decoded")),
@@ -265,6 +294,7 @@ class AlloSR2Training:
             self.t_star,
             "use a value in (0, 1)",
         )
+        _check_grid(self.loss.grid_weight, self.images.crop)
         _check(self.t_star_pairs >= 1, "t_star_pairs", self.t_star_pairs, "use 1 or more")
 
 

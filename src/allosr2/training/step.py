@@ -16,6 +16,7 @@ from allosr2.flow import clean_prediction, interpolate, velocity
 from allosr2.imaging.resize import enlarge
 from allosr2.losses.atm import atm, path_discrepancy
 from allosr2.losses.fatc import fatc, sr_state
+from allosr2.losses.grid import float32_for_grids, grid
 from allosr2.losses.perceptual import LPIPS
 from allosr2.losses.reconstruction import latent_reconstruction
 from allosr2.model import AlloSR2
@@ -73,10 +74,16 @@ def algorithm_1(
     # lines 10-12
     terms = {"reconstruction": latent_reconstruction(z_sr, z_hr)}
     total = terms["reconstruction"]
-    if lpips is not None:
-        target = batch.hr if loss.perceptual_target == "image" else _decoded(frozen, z_hr)
-        terms["perceptual"] = lpips(model.codec.decode(z_sr), target).mean()
-        total = total + perceptual_weight * terms["perceptual"]
+    if lpips is not None or loss.grid_weight:
+        with float32_for_grids(loss.grid_weight, device):
+            x_sr = model.codec.decode(z_sr)
+        if lpips is not None:
+            target = batch.hr if loss.perceptual_target == "image" else _decoded(frozen, z_hr)
+            terms["perceptual"] = lpips(x_sr, target).mean()
+            total = total + perceptual_weight * terms["perceptual"]
+        if loss.grid_weight:
+            terms["grid"] = grid(x_sr, batch.hr)
+            total = total + loss.grid_weight * terms["grid"]
 
     # line 16
     if v_sr is not None:
