@@ -182,19 +182,22 @@ def test_off_is_the_base_and_leaves_everything_as_it_was(transformer, tiny_base,
     base = velocity(transformer)
     load_adapters(tiny_model, transformer=transformer)
     adapted = velocity(transformer)
-    assert not torch.equal(adapted, base)
+    assert float((adapted - base).abs().max()) > 1e-3
+    weights = {n: p.clone() for n, p in transformer.named_parameters()}
     # An unusual choice of trainable parameters, which must come back as it was
     for index, parameter in enumerate(transformer.parameters()):
         parameter.requires_grad_(index % 3 == 0)
     trainable = [p.requires_grad for p in transformer.parameters()]
     with adapters_off(transformer):
-        assert torch.equal(velocity(transformer), base)
-    assert torch.equal(velocity(transformer), adapted)
+        # not to the bit: on some processors the rounding of a kernel depends on where in memory a tensor lies
+        torch.testing.assert_close(velocity(transformer), base, rtol=0, atol=1e-6)
+    torch.testing.assert_close(velocity(transformer), adapted, rtol=0, atol=1e-6)
     assert [p.requires_grad for p in transformer.parameters()] == trainable
     with pytest.raises(KeyError), adapters_off(transformer):
         raise KeyError
-    assert torch.equal(velocity(transformer), adapted)
+    torch.testing.assert_close(velocity(transformer), adapted, rtol=0, atol=1e-6)
     assert [p.requires_grad for p in transformer.parameters()] == trainable
+    assert all(torch.equal(p, weights[n]) for n, p in transformer.named_parameters())
 
 
 def copied(tiny_model: Path, folder: Path, change, metadata=None) -> Path:

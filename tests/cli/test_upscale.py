@@ -156,7 +156,7 @@ def test_settings_that_cannot_work(run, tmp_path):
 
 def test_a_mistyped_model_leaves_no_folder(run, tmp_path):
     source = save_picture(tmp_path / "lr.png")
-    result = run(source, "--output", tmp_path / "new" / "sr.png", "--model", tmp_path / "typo")
+    result = run(source, "--output", tmp_path / "new" / "sr.png", model=tmp_path / "typo")
     assert_refused(result, 4, "typo")
     assert not (tmp_path / "new").exists()
 

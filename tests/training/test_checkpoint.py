@@ -114,7 +114,7 @@ def test_another_config_is_refused_by_the_names_of_its_fields(
     with pytest.raises(ConfigError) as caught:
         load_checkpoint(path, other)
     assert str(caught.value) == (
-        f"{path}: the run was started with another config (latent_noise was 0.05, is 0.25; "
+        f"{path}: the run was started with another config (latent_noise was 0.2, is 0.25; "
         "optimization.learning_rate was 0.001, is 0.5; run.seed was 3, is 9); "
         "use the same one to resume, or another --output"
     )

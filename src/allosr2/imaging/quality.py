@@ -22,14 +22,18 @@ FEWEST_PERIODS = 8
 
 def luma(image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
     """Y of ITU-R BT.601, studio swing (16 to 235), float64, of RGB in [0, 1] rounded to 8 bits."""
-    return unrounded_luma(image.to(torch.float64).clamp(0, 1).mul(255).round() / 255)
+    return _luma_of_levels(image.to(torch.float64).clamp(0, 1).mul(255).round())
 
 
 def unrounded_luma(image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
     """Y as in `luma` of RGB as it is, neither clamped nor rounded, so that gradients pass."""
-    red, green, blue = image.unbind(dim=1)
-    y = LUMA_WEIGHTS[0] * red + LUMA_WEIGHTS[1] * green + LUMA_WEIGHTS[2] * blue + 16
-    return rearrange(y, "b h w -> b 1 h w")
+    return _luma_of_levels(image * 255)
+
+
+def _luma_of_levels(levels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
+    red, green, blue = levels.unbind(dim=1)
+    weighted = LUMA_WEIGHTS[0] * red + LUMA_WEIGHTS[1] * green + LUMA_WEIGHTS[2] * blue
+    return rearrange(weighted / 255 + 16, "b h w -> b 1 h w")
 
 
 def psnr_y(sr: Float[Tensor, "b 3 h w"], hr: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b"]:
