@@ -179,25 +179,28 @@ def test_merging_changes_no_output(transformer, vae, tiny_model):
 
 
 def test_off_is_the_base_and_leaves_everything_as_it_was(transformer, tiny_base, tiny_model):
+    def train_some() -> None:
+        # An unusual choice of trainable parameters, which must come back as it was. The same for both
+        # answers: kernels, and with them the last bit, can depend on it even where no gradient is taken
+        for name, parameter in transformer.named_parameters():
+            letters = name.replace(".base_layer", "").encode()
+            parameter.requires_grad_(sum(letters) % 3 == 0)
+
+    train_some()
     base = velocity(transformer)
     load_adapters(tiny_model, transformer=transformer)
+    train_some()
     adapted = velocity(transformer)
-    assert float((adapted - base).abs().max()) > 1e-3
-    weights = {n: p.clone() for n, p in transformer.named_parameters()}
-    # An unusual choice of trainable parameters, which must come back as it was
-    for index, parameter in enumerate(transformer.parameters()):
-        parameter.requires_grad_(index % 3 == 0)
+    assert not torch.equal(adapted, base)
     trainable = [p.requires_grad for p in transformer.parameters()]
     with adapters_off(transformer):
-        # not to the bit: on some processors the rounding of a kernel depends on where in memory a tensor lies
-        torch.testing.assert_close(velocity(transformer), base, rtol=0, atol=1e-6)
-    torch.testing.assert_close(velocity(transformer), adapted, rtol=0, atol=1e-6)
+        assert torch.equal(velocity(transformer), base)
+    assert torch.equal(velocity(transformer), adapted)
     assert [p.requires_grad for p in transformer.parameters()] == trainable
     with pytest.raises(KeyError), adapters_off(transformer):
         raise KeyError
-    torch.testing.assert_close(velocity(transformer), adapted, rtol=0, atol=1e-6)
+    assert torch.equal(velocity(transformer), adapted)
     assert [p.requires_grad for p in transformer.parameters()] == trainable
-    assert all(torch.equal(p, weights[n]) for n, p in transformer.named_parameters())
 
 
 def copied(tiny_model: Path, folder: Path, change, metadata=None) -> Path:

@@ -89,6 +89,12 @@ def test_learning_rate_of_a_decay_shorter_than_a_step() -> None:
         (PerceptualConfig, {"perceptual_weight": -1.0}, "perceptual_weight is -1.0: use 0 or more"),
         (codec, {"latent_noise": -0.1}, "latent_noise is -0.1: use 0 or more"),
         (codec, {"soft_fraction": 2.0}, "soft_fraction is 2.0: use a fraction in [0, 1]"),
+        (codec, {"result_fraction": -0.1}, "result_fraction is -0.1: use a fraction in [0, 1]"),
+        (
+            codec,
+            {"results": Path("model")},
+            "results is model: the results are of the encoder as it is; use --decoder-only too",
+        ),
         (codec, {"grid_weight": -1.0}, "grid_weight is -1.0: use 0 or more"),
         (LossConfig, {"grid_weight": -1.0}, "grid_weight is -1.0: use 0 or more"),
         (

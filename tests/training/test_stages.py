@@ -17,11 +17,13 @@ from torch import Tensor
 
 from allosr2.backbones.base import load_transformer, load_vae
 from allosr2.backbones.codec import Codec
+from allosr2.backbones.flux import Conditioning, FluxVelocity
+from allosr2.backbones.lora import add_adapter
 from allosr2.data.degradation import preset
 from allosr2.data.pairs import Batch, batches
 from allosr2.data.photos import HRImages
 from allosr2.errors import ConfigError, ModelError
-from allosr2.model import AlloSR2
+from allosr2.model import AlloSR2, ModelConfig
 from allosr2.training.allosr2 import AlloSR2Stage
 from allosr2.training.codec import CodecStage, unit_scale_penalty
 from allosr2.training.config import (
@@ -160,6 +162,76 @@ def test_a_decoder_alone_leaves_the_latents(build: Build, small_base: Path, tmp_
     moved = {key for key in before if not torch.equal(after[key], before[key].bfloat16().float())}
     assert moved
     assert all(key.startswith("decoder.") for key in moved)
+
+
+@pytest.fixture(scope="module")
+def restorer(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model on the small base whose random adapters have an effect."""
+    torch.manual_seed(1)
+    vae, transformer = load_vae(str(small_base)), load_transformer(str(small_base))
+    for part, module in (("vae", vae), ("transformer", transformer)):
+        add_adapter(module, part, rank=2, alpha=2)
+        for name, parameter in module.named_parameters():
+            if ".lora_B." in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+    velocity = FluxVelocity(transformer, Conditioning.empty(transformer))
+    config = ModelConfig(base=str(small_base), t_star=0.4, scale=4, preset="mild", prompt_length=0)
+    folder = tmp_path_factory.mktemp("restorer")
+    AlloSR2(Codec(vae), velocity, config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0])
+def test_a_decoder_learns_from_results(
+    build: Build, restorer: Path, tmp_path: Path, fraction: float
+) -> None:
+    """It is given restored LR images and asked for HR ones, or HR images' own latents."""
+    config = dataclasses.replace(
+        build("codec", tmp_path / "run"),
+        decoder_only=True,
+        results=restorer,
+        result_fraction=fraction,
+        latent_noise=0.0,
+        soft_fraction=0.0,
+    )
+    assert isinstance(config, CodecTraining)
+    stage = CodecStage(config, torch.device("cpu"))
+    assert (stage.degradation, stage.scale) == (preset("mild"), 4)
+    drawn = torch.Generator().manual_seed(0)
+    hr = torch.rand(16, 3, 32, 32, generator=drawn)
+    lr = torch.rand(16, 3, 8, 8, generator=drawn)
+    given: list[Tensor] = []
+    decode = stage.module.decode
+    stage.module.decode = lambda z: given.append(z) or decode(z)
+    terms = stage.losses(Batch(hr=hr, lr=lr), sample_generators(0, 0, 16, torch.device("cpu")))
+    model = AlloSR2.from_pretrained(restorer)  # its adapters are not merged
+    enlarged = torch.stack([pillow_bicubic(plane, 32) for plane in lr.flatten(0, 1)])
+    with torch.no_grad():
+        own = stage.module.encode(hr)
+        z_lr = model.codec.encode(enlarged.reshape(hr.shape).clamp(0, 1))
+        restored = z_lr - 0.4 * model.velocity(z_lr, torch.full((16,), 0.4))
+        expected = (decode(given[0]) - hr).abs().mean()
+    kinds = [
+        "restored"
+        if torch.allclose(x, z, atol=1e-4)
+        else "own"
+        if torch.allclose(x, h, atol=1e-5)
+        else "other"
+        for x, z, h in zip(given[0], restored, own, strict=True)
+    ]
+    assert set(kinds) == {0.0: {"own"}, 0.5: {"own", "restored"}, 1.0: {"restored"}}[fraction]
+    torch.testing.assert_close(terms["reconstruction"], expected)
+
+
+def test_results_of_another_kind_of_base_are_refused(
+    build: Build, tiny_model: Path, tmp_path: Path
+) -> None:
+    config = build("codec", tmp_path / "run")
+    config = dataclasses.replace(config, decoder_only=True, results=tiny_model)
+    with pytest.raises(
+        ConfigError, match=r"\(4 channels, 1/8 size\) are not the VAE's \(4, 1/4\); use a"
+    ):
+        train(config)
 
 
 def test_codec_against_grids(build: Build, tmp_path: Path) -> None:

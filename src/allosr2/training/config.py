@@ -19,12 +19,8 @@ GRID_CROP = 128
 
 
 def _check_grid(weight: float, crop: int) -> None:
-    _check(
-        not weight or crop >= GRID_CROP,
-        "crop",
-        crop,
-        f"the grid loss needs {GRID_CROP} px or more; without it use --grid-weight 0",
-    )
+    remedy = f"the grid loss needs {GRID_CROP} px or more; without it use --grid-weight 0"
+    _check(not weight or crop >= GRID_CROP, "crop", crop, remedy)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -178,17 +174,20 @@ class CodecTraining:
     """Largest level of the noise on the (unit-scale) latents, drawn per image: the decoder forgives errors."""
     soft_fraction: float = 0.25
     """Fraction of images that are blurred, as an enlarged LR image is, in [0, 1]."""
+    results: Path | None = None
+    """Model folder whose one-step results the decoder learns to decode as well; needs `decoder_only`."""
+    result_fraction: float = 0.75
+    """Fraction of images that are degraded, restored by `results` and only then decoded, in [0, 1]."""
     grid_weight: float = 0.0
     """Weight of the grid loss (`allosr2.losses.grid`); 0 leaves it out."""
 
     def __post_init__(self) -> None:
         _check(self.latent_noise >= 0, "latent_noise", self.latent_noise, "use 0 or more")
-        _check(
-            0 <= self.soft_fraction <= 1,
-            "soft_fraction",
-            self.soft_fraction,
-            "use a fraction in [0, 1]",
-        )
+        for name in ("soft_fraction", "result_fraction"):
+            value = getattr(self, name)
+            _check(0 <= value <= 1, name, value, "use a fraction in [0, 1]")
+        remedy = "the results are of the encoder as it is; use --decoder-only too"
+        _check(self.results is None or self.decoder_only, "results", self.results, remedy)
         _check(self.grid_weight >= 0, "grid_weight", self.grid_weight, "use 0 or more")
         _check_grid(self.grid_weight, self.images.crop)
 
