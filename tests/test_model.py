@@ -189,6 +189,17 @@ def embed_another_base(folder: Path) -> None:
     ).save_pretrained(folder / "base" / "transformer")
 
 
+def embed_vae_of_other_channels(folder: Path) -> None:
+    base = Path(json.loads((folder / CONFIG_NAME).read_text())["base"])
+    copy_base(base, folder)
+    edit_config(base="base")(folder)
+    from diffusers import AutoencoderKL
+
+    path = folder / "base" / "vae"
+    vae = AutoencoderKL.from_config(AutoencoderKL.load_config(path), latent_channels=8)
+    vae.save_pretrained(path)
+
+
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda folder: (folder / CONFIG_NAME).unlink(), f"no {CONFIG_NAME} in it"),
     "broken json": (lambda folder: (folder / CONFIG_NAME).write_text('{"base":\n'), "not a model"),
@@ -205,11 +216,16 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "t_star text": (edit_config(t_star="half"), "not a model"),
     "scale": (edit_config(scale=0), "scale is 0"),
     "guidance": (edit_config(guidance=None), "needs a guidance"),
+    "guidance text": (edit_config(guidance="3.5"), "guidance is '3.5'; it must be a number"),
     "prompt length": (edit_config(prompt_length=4), "3 text tokens"),
     "base absent": (edit_config(base="/nowhere/at/all"), "/nowhere/at/all"),
     "base cut short": (embed_broken_base, "its transformer cannot be loaded"),
     "base incomplete": (embed_base_without_vae, "no vae/config.json"),
     "base with NaN": (embed_base_with_nan, "decoder.conv_in.bias holds NaN"),
+    "base of two kinds": (
+        embed_vae_of_other_channels,
+        "latents have 8 channels, the transformer's 4|do not fit the base",
+    ),
     "another base": (embed_another_base, "do not fit the base"),
     "no adapters": (lambda folder: (folder / ADAPTERS).unlink(), "adapters cannot be read"),
     "adapters cut short": (truncate(ADAPTERS), "adapters cannot be read"),

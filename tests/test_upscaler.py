@@ -122,8 +122,8 @@ def test_kinds_of_pictures(upscaler):
     torch.testing.assert_close(batch[0].float(), single, rtol=0, atol=5e-3)
     assert not batch.is_inference()
 
-    grey = upscaler(levels[..., 0])
-    np.testing.assert_array_equal(grey, upscaler(np.repeat(levels[..., :1], 3, axis=2)))
+    gray = upscaler(levels[..., 0])
+    np.testing.assert_array_equal(gray, upscaler(np.repeat(levels[..., :1], 3, axis=2)))
 
 
 def test_a_tensor_that_requires_a_gradient_costs_none(upscaler):

@@ -10,7 +10,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -58,6 +57,8 @@ class ModelConfig:
             raise ModelError(f"base is {self.base}; it must be a folder or a hub id")
         if not isinstance(self.scale, int):  # pyright: ignore[reportUnnecessaryIsInstance] - JSON
             raise ModelError(f"scale is {self.scale}; it must be a whole number")
+        if not isinstance(self.guidance, int | float | None):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ModelError(f"guidance is {self.guidance!r}; it must be a number or null")
         if not 0 < self.t_star < 1:
             raise ModelError(f"t_star is {self.t_star}; it must lie in (0, 1)")
         if self.scale < 1:
@@ -137,12 +138,13 @@ class AlloSR2(nn.Module):
                 f"{folder / CONDITIONING_NAME}: it has {conditioning.prompt.shape[0]} text tokens, "
                 f"{CONFIG_NAME} says {config.prompt_length}; export the model again"
             )
+        codec = Codec(vae)
         try:
             velocity = FluxVelocity(transformer, conditioning, config.guidance)
+            velocity.check_channels(codec.channels)
         except ModelError as error:
             raise ModelError(f"{folder}: {error}") from error
-        model = cls(Codec(vae), velocity, config)
-        _refuse_non_finite(model, folder)
+        model = cls(codec, velocity, config)
         return model.requires_grad_(False).eval()
 
     def save_pretrained(self, folder: Path) -> None:
@@ -205,6 +207,9 @@ def load_conditioning(path: Path) -> Conditioning:
         prompt, pooled = tensors["prompt"].float(), tensors["pooled"].float()
         if (prompt.ndim, pooled.ndim) != (2, 1):
             raise ValueError(f"shapes {tuple(prompt.shape)} and {tuple(pooled.shape)}")
+        for name, values in (("prompt", prompt), ("pooled", pooled)):
+            if not bool(values.isfinite().all()):
+                raise ValueError(f"{name} holds NaN or infinity")
         return Conditioning(prompt=prompt, pooled=pooled)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise ModelError(
@@ -215,14 +220,8 @@ def load_conditioning(path: Path) -> Conditioning:
 def copy_base(base: Path, folder: Path) -> None:
     """Copy a small base's transformer and VAE into a model folder, in the place of its `base`."""
     target = folder / "base"
+    if base.resolve() == target.resolve():
+        return
     shutil.rmtree(target, ignore_errors=True)
     for part in ("transformer", "vae"):
         shutil.copytree(base / part, target / part)
-
-
-def _refuse_non_finite(model: nn.Module, folder: Path) -> None:
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if not bool(torch.isfinite(tensor).all()):
-            raise ModelError(
-                f"{folder}: {name} holds NaN or infinity; copy or train the model again"
-            )

@@ -130,7 +130,7 @@ class Upscaler:
         """The factor to enlarge by: `scale`, or the model's own. Raises ConfigError out of 1 to 8."""
         if scale is None:
             return self.model.config.scale
-        if scale not in range(1, LARGEST_SCALE + 1):
+        if not isinstance(scale, int) or not 1 <= scale <= LARGEST_SCALE:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigError(f"scale is {scale}: use a whole number from 1 to {LARGEST_SCALE}")
         return scale
 

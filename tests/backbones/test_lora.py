@@ -13,7 +13,7 @@ from allosr2.backbones.codec import Codec
 from allosr2.backbones.flux import Conditioning, FluxVelocity
 from allosr2.backbones.lora import (
     FILE_NAME,
-    adapter_rank,
+    adapter_size,
     adapters_off,
     add_adapter,
     load_adapters,
@@ -106,7 +106,7 @@ def test_adapters_sit_on_the_targets_and_nowhere_else(transformer, vae):
         assert trainable == {
             f"{target}.lora_{side}.default.weight" for target in targets for side in "AB"
         }
-        assert adapter_rank(module) == 3
+        assert adapter_size(module) == (3, 6)
 
 
 def test_a_fresh_adapter_has_no_effect(transformer, vae):

@@ -85,12 +85,35 @@ def test_errors_are_one_line(arguments, code, word, capsys, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_interruption_says_how_to_go_on(capsys, monkeypatch, tmp_path):
+@pytest.mark.parametrize("begun", [True, False])
+def test_interruption_says_how_to_go_on(capsys, monkeypatch, tmp_path, begun):
+    checkpoints = tmp_path / "run" / "checkpoints"
+
     def run(config, report):
+        if begun:
+            (checkpoints / "step_00000001").mkdir(parents=True)
         raise KeyboardInterrupt
 
     monkeypatch.setattr("allosr2.training.loop.train", run)
     assert main(["train", "mini", "--output", str(tmp_path / "run")]) == 130
     (line,) = capsys.readouterr().err.splitlines()
-    assert "run the same command again" in line
-    assert str(tmp_path / "run" / "checkpoints") in line
+    if begun:
+        assert line.endswith(f"run the same command again to resume from {checkpoints}")
+    else:
+        assert line == "allosr2: stopped; nothing was trained yet"
+
+
+def test_what_training_needs_is_named(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert main(["train", "mini", "--output", str(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("training needs torchvision: pip install 'allosr2[train]'")
+
+
+def test_an_output_that_is_a_file_is_refused(capsys, tmp_path):
+    (tmp_path / "run").write_text("mine")
+    arguments = ["--procedural", "1", "--perceptual-weight", "0", "--device", "cpu"]
+    assert main(["train", "mini-codec", "--output", str(tmp_path / "run"), *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"output is {tmp_path / 'run'}: File exists; choose a folder" in line
+    assert (tmp_path / "run").read_text() == "mine"

@@ -67,20 +67,20 @@ def test_content_counts_not_the_suffix(tmp_path, color):
 
 
 def test_grey_and_bilevel(tmp_path, color):
-    grey = color[..., 0]
-    Image.fromarray(grey).save(tmp_path / "l.png")
-    np.testing.assert_array_equal(read_image(tmp_path / "l.png")[0], np.dstack([grey] * 3))
-    Image.fromarray(grey > 127).save(tmp_path / "1.png")
+    gray = color[..., 0]
+    Image.fromarray(gray).save(tmp_path / "l.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "l.png")[0], np.dstack([gray] * 3))
+    Image.fromarray(gray > 127).save(tmp_path / "1.png")
     np.testing.assert_array_equal(
-        read_image(tmp_path / "1.png")[0], np.dstack([np.where(grey > 127, 255, 0)] * 3)
+        read_image(tmp_path / "1.png")[0], np.dstack([np.where(gray > 127, 255, 0)] * 3)
     )
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_16_bit_grey_is_scaled(tmp_path, suffix):
-    grey = np.array([[0, 1, 128, 129, 257, 32768, 65406, 65407, 65535]], dtype=np.uint16)
-    Image.fromarray(grey).save(tmp_path / f"a{suffix}")
-    expected = np.rint(grey / 257).astype(np.uint8)
+    gray = np.array([[0, 1, 128, 129, 257, 32768, 65406, 65407, 65535]], dtype=np.uint16)
+    Image.fromarray(gray).save(tmp_path / f"a{suffix}")
+    expected = np.rint(gray / 257).astype(np.uint8)
     np.testing.assert_array_equal(read_image(tmp_path / f"a{suffix}")[0], np.dstack([expected] * 3))
 
 
@@ -114,11 +114,11 @@ def test_rgba_and_grey_alpha(tmp_path, color):
 
 
 def test_transparent_16_bit_grey(tmp_path):
-    grey = np.array([[0, 257, 514]], dtype=np.uint16)
+    gray = np.array([[0, 257, 514]], dtype=np.uint16)
     chunks = [
         (b"IHDR", struct.pack(">IIBBBBB", 3, 1, 16, 0, 0, 0, 0)),
         (b"tRNS", struct.pack(">H", 257)),
-        (b"IDAT", zlib.compress(b"\0" + grey.astype(">u2").tobytes())),
+        (b"IDAT", zlib.compress(b"\0" + gray.astype(">u2").tobytes())),
         (b"IEND", b""),
     ]
     path = tmp_path / "a.png"
@@ -526,8 +526,8 @@ def test_arrays_and_pil_agree(color):
 
 
 def test_grey_array_batch_and_pil_orientation(color):
-    grey = image_from_any(color[..., 0])
-    np.testing.assert_array_equal(to_array(grey), np.dstack([color[..., 0]] * 3))
+    gray = image_from_any(color[..., 0])
+    np.testing.assert_array_equal(to_array(gray), np.dstack([color[..., 0]] * 3))
     assert image_from_any(torch.rand(5, 3, 4, 6)).shape == (5, 3, 4, 6)
     stream = io.BytesIO()
     Image.fromarray(color).save(stream, "PNG", exif=exif_block(Orientation=6))

@@ -153,8 +153,8 @@ def test_known_ratio_of_one_wave():
     """A wave adds to its bin what the Hann window passes, relative to the noise in that bin."""
     height, width, period, amplitude = 512, 512, 8, 0.02
     wave = amplitude * torch.cos(2 * torch.pi * torch.arange(width) / period)
-    grey = noise(height, width)[:, :1].expand(1, 3, height, width)
-    ratio = periodicity(grey + wave, periods=(8,)).item()
+    gray = noise(height, width)[:, :1].expand(1, 3, height, width)
+    ratio = periodicity(gray + wave, periods=(8,)).item()
     # Hann: |sum w a/2|^2 = (a n / 4)^2 against s^2 sum w^2 = 3/8 n s^2, in one of the 4 bins of
     # one of the 2 axes.
     expected = 1 + (amplitude * width / 4) ** 2 / (0.04**2 * 3 / 8 * width) / 8

@@ -105,7 +105,7 @@ def test_the_gradient_reaches_z_sr_alone():
     assert [leaf.grad for leaf in leaves[1:]] == [None] * 5
 
 
-def test_descent_moves_the_sample_towards_the_generative_prediction():
+def test_descent_moves_the_sample_toward_the_generative_prediction():
     generative = normal(1)
     z_sr = normal(0).requires_grad_(True)
     (gradient,) = torch.autograd.grad(atm(z_sr, normal(2), z_sr.detach() - generative).loss, z_sr)

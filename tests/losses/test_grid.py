@@ -1,4 +1,4 @@
-"""The loss against grids: against a plain DFT, a closed form, and what a descent on it does."""
+"""The losses against grids and hatches: against a plain DFT, a closed form, and what a descent on it does."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from allosr2.imaging.quality import FEWEST_PERIODS, periodicity
-from allosr2.losses.grid import GRID_PERIOD, grid
+from allosr2.losses.grid import GRID_PERIOD, grid, hatch
 from allosr2.training.config import GRID_CROP
 
 
@@ -96,3 +96,73 @@ def test_descending_on_it_removes_a_grid() -> None:
 
 def test_the_smallest_crop_holds_enough_periods() -> None:
     assert GRID_CROP == GRID_PERIOD * FEWEST_PERIODS
+
+
+def plain_spectra(image: np.ndarray) -> np.ndarray:
+    """Of one image `3 h w`: log power of Y, R - G, B - G in each window, written out."""
+    red, green, blue = 255 * image
+    y = (65.481 * red + 128.553 * green + 24.966 * blue) / 255
+    hann = np.sin(np.pi * np.arange(32) / 32) ** 2
+    spectra = []
+    for plane, squares in (
+        (y, 65.481**2 + 128.553**2 + 24.966**2),
+        (red - green, 2),
+        (blue - green, 2),
+    ):
+        powers = []
+        for top in range(0, plane.shape[0] - 31, 16):
+            for left in range(0, plane.shape[1] - 31, 16):
+                window = plane[top : top + 32, left : left + 32]
+                window = (window - window.mean()) * np.outer(hann, hann)
+                powers.append(np.abs(np.fft.fft2(window)) ** 2)
+        rounding = (squares if squares == 2 else squares / 255**2) / 12 * np.sum(hann**2) ** 2
+        spectra.append(np.log(np.mean(powers, axis=0) + rounding))
+    return np.array(spectra)
+
+
+def test_hatch_is_the_excess_over_the_local_spectra() -> None:
+    image, hr = noise(2, 3, 64, 80).double(), noise(2, 3, 64, 80, seed=1).double()
+    terms = []
+    for a, b in zip(image.numpy(), hr.numpy(), strict=True):
+        excess = np.maximum(plain_spectra(a) - plain_spectra(b), 0) ** 2
+        # above 4 cycles in 32 px along either axis; negative frequencies across are conjugates
+        terms += [
+            excess[:, u, v] for u in range(32) for v in range(17) if max(min(u, 32 - u), v) > 4
+        ]
+    assert hatch(image, hr).item() == pytest.approx(np.mean(terms), rel=1e-9)
+
+
+def test_missing_detail_is_no_hatch() -> None:
+    hr = noise(1, 3, 128, 128, level=0.1)
+    blurred = torch.nn.functional.avg_pool2d(hr, 5, stride=1, padding=2, count_include_pad=False)
+    assert hatch(blurred, hr) == 0
+    assert hatch(hr, hr) == 0
+    assert hatch(hr, blurred) > 1
+
+
+def test_a_hatch_in_color_whose_sign_changes_is_seen() -> None:
+    """A checkerboard that leaves Y alone, turned over every 32 px: no grid finds it."""
+    hr = noise(1, 3, 256, 256, level=0.01)
+    rows = torch.arange(256)
+    sign = 1.0 - 2.0 * ((rows[:, None] + rows + rows[:, None] // 32 + rows // 32) % 2)
+    color = torch.tensor([65.481, -(65.481**2) / 128.553 - 24.966**2 / 128.553, 24.966]) / 65.481
+    hatched = hr + 0.01 * color[:, None, None] * sign
+    assert periodicity(hatched)[0] == pytest.approx(periodicity(hr)[0], rel=0.02)
+    assert grid(hatched, hr) < 1e-3
+    assert hatch(hatched, hr) > 0.02
+
+    image = hatched.clone().requires_grad_()
+    optimizer = torch.optim.Adam([image], lr=1e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        hatch(image, hr).backward()
+        optimizer.step()
+    found = ((image.detach() - hr) * sign * color[:, None, None]).mean()
+    assert found < 0.3 * 0.01 * color.square().mean()
+
+
+def test_the_gradient_of_hatch_is_finite_on_flat_ground() -> None:
+    image = torch.full((1, 3, 64, 64), 0.5, requires_grad=True)
+    hatch(image, torch.full((1, 3, 64, 64), 0.2)).backward()
+    assert image.grad is not None
+    assert bool(image.grad.isfinite().all())

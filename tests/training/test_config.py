@@ -14,6 +14,7 @@ from allosr2.training.config import (
     AdapterConfig,
     AlloSR2Training,
     CodecTraining,
+    DecoderTraining,
     ImagesConfig,
     LossConfig,
     OptimizationConfig,
@@ -43,6 +44,17 @@ def codec(**changes: Any) -> CodecTraining:
         images=ImagesConfig(),
         optimization=OptimizationConfig(),
         perceptual=PerceptualConfig(),
+        **changes,
+    )
+
+
+def decoder(crop: int = 256, **changes: Any) -> DecoderTraining:
+    return DecoderTraining(
+        run=run(),
+        images=ImagesConfig(crop=crop),
+        optimization=OptimizationConfig(),
+        perceptual=PerceptualConfig(),
+        model="model",
         **changes,
     )
 
@@ -89,13 +101,13 @@ def test_learning_rate_of_a_decay_shorter_than_a_step() -> None:
         (PerceptualConfig, {"perceptual_weight": -1.0}, "perceptual_weight is -1.0: use 0 or more"),
         (codec, {"latent_noise": -0.1}, "latent_noise is -0.1: use 0 or more"),
         (codec, {"soft_fraction": 2.0}, "soft_fraction is 2.0: use a fraction in [0, 1]"),
-        (codec, {"result_fraction": -0.1}, "result_fraction is -0.1: use a fraction in [0, 1]"),
+        (decoder, {"result_fraction": -0.1}, "result_fraction is -0.1: use a fraction in [0, 1]"),
+        (decoder, {"grid_weight": -1.0}, "grid_weight is -1.0: use 0 or more"),
         (
-            codec,
-            {"results": Path("model")},
-            "results is model: the results are of the encoder as it is; use --decoder-only too",
+            decoder,
+            {"crop": 112, "grid_weight": 0.1},
+            "crop is 112: the grid loss needs 128 px or more; without it use --grid-weight 0",
         ),
-        (codec, {"grid_weight": -1.0}, "grid_weight is -1.0: use 0 or more"),
         (LossConfig, {"grid_weight": -1.0}, "grid_weight is -1.0: use 0 or more"),
         (
             allosr2,

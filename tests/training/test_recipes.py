@@ -8,8 +8,13 @@ from pathlib import Path
 import pytest
 
 from allosr2.data.degradation import PRESET_NAMES
-from allosr2.training.config import AlloSR2Training, CodecTraining, FlowTraining
-from allosr2.training.recipes import mini, mini_codec, mini_flow, recipes
+from allosr2.training.config import (
+    AlloSR2Training,
+    CodecTraining,
+    DecoderTraining,
+    FlowTraining,
+)
+from allosr2.training.recipes import mini, mini_codec, mini_decoder, mini_flow, recipes
 
 
 def test_names_and_kinds() -> None:
@@ -17,6 +22,7 @@ def test_names_and_kinds() -> None:
         "mini-codec": CodecTraining,
         "mini-flow": FlowTraining,
         "mini": AlloSR2Training,
+        "mini-decoder": DecoderTraining,
     }
 
 
@@ -24,6 +30,7 @@ def test_stages_of_mini_hand_over() -> None:
     assert mini_flow().codec == mini_codec().run.output / "model"
     assert Path(mini().base) == mini_flow().run.output / "model"
     assert mini().embed_base
+    assert Path(mini_decoder().model) == mini().run.output / "model"
     assert mini().preset in PRESET_NAMES
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from allosr2.backbones.base import load_transformer, load_vae
 from allosr2.backbones.codec import Codec
-from allosr2.backbones.flux import Conditioning, FluxVelocity
-from allosr2.backbones.lora import add_adapter
 from allosr2.data.degradation import preset
 from allosr2.data.pairs import Batch, batches
 from allosr2.data.photos import HRImages
 from allosr2.errors import ConfigError, ModelError
-from allosr2.model import AlloSR2, ModelConfig
+from allosr2.model import CONDITIONING_NAME, AlloSR2
 from allosr2.training.allosr2 import AlloSR2Stage
 from allosr2.training.codec import CodecStage, unit_scale_penalty
 from allosr2.training.config import (
@@ -31,6 +30,7 @@ from allosr2.training.config import (
     AlloSR2Training,
     CodecTraining,
     FlowTraining,
+    LossConfig,
     PerceptualConfig,
     TrainingConfig,
 )
@@ -155,97 +155,6 @@ def test_codec_from_scratch_has_the_layout_of_mini(
     assert (codec.channels, codec.factor) == (16, 8)
 
 
-def test_a_decoder_alone_leaves_the_latents(build: Build, small_base: Path, tmp_path: Path) -> None:
-    config = build("codec", tmp_path / "run", steps=2)
-    after = load_vae(str(train(dataclasses.replace(config, decoder_only=True)))).state_dict()
-    before = load_vae(str(small_base)).state_dict()
-    moved = {key for key in before if not torch.equal(after[key], before[key].bfloat16().float())}
-    assert moved
-    assert all(key.startswith("decoder.") for key in moved)
-
-
-@pytest.fixture(scope="module")
-def restorer(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model on the small base whose random adapters have an effect."""
-    torch.manual_seed(1)
-    vae, transformer = load_vae(str(small_base)), load_transformer(str(small_base))
-    for part, module in (("vae", vae), ("transformer", transformer)):
-        add_adapter(module, part, rank=2, alpha=2)
-        for name, parameter in module.named_parameters():
-            if ".lora_B." in name:
-                torch.nn.init.normal_(parameter, std=0.1)
-    velocity = FluxVelocity(transformer, Conditioning.empty(transformer))
-    config = ModelConfig(base=str(small_base), t_star=0.4, scale=4, preset="mild", prompt_length=0)
-    folder = tmp_path_factory.mktemp("restorer")
-    AlloSR2(Codec(vae), velocity, config).save_pretrained(folder)
-    return folder
-
-
-@pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0])
-def test_a_decoder_learns_from_results(
-    build: Build, restorer: Path, tmp_path: Path, fraction: float
-) -> None:
-    """It is given restored LR images and asked for HR ones, or HR images' own latents."""
-    config = dataclasses.replace(
-        build("codec", tmp_path / "run"),
-        decoder_only=True,
-        results=restorer,
-        result_fraction=fraction,
-        latent_noise=0.0,
-        soft_fraction=0.0,
-    )
-    assert isinstance(config, CodecTraining)
-    stage = CodecStage(config, torch.device("cpu"))
-    assert (stage.degradation, stage.scale) == (preset("mild"), 4)
-    drawn = torch.Generator().manual_seed(0)
-    hr = torch.rand(16, 3, 32, 32, generator=drawn)
-    lr = torch.rand(16, 3, 8, 8, generator=drawn)
-    given: list[Tensor] = []
-    decode = stage.module.decode
-    stage.module.decode = lambda z: given.append(z) or decode(z)
-    terms = stage.losses(Batch(hr=hr, lr=lr), sample_generators(0, 0, 16, torch.device("cpu")))
-    model = AlloSR2.from_pretrained(restorer)  # its adapters are not merged
-    enlarged = torch.stack([pillow_bicubic(plane, 32) for plane in lr.flatten(0, 1)])
-    with torch.no_grad():
-        own = stage.module.encode(hr)
-        z_lr = model.codec.encode(enlarged.reshape(hr.shape).clamp(0, 1))
-        restored = z_lr - 0.4 * model.velocity(z_lr, torch.full((16,), 0.4))
-        expected = (decode(given[0]) - hr).abs().mean()
-    kinds = [
-        "restored"
-        if torch.allclose(x, z, atol=1e-4)
-        else "own"
-        if torch.allclose(x, h, atol=1e-5)
-        else "other"
-        for x, z, h in zip(given[0], restored, own, strict=True)
-    ]
-    assert set(kinds) == {0.0: {"own"}, 0.5: {"own", "restored"}, 1.0: {"restored"}}[fraction]
-    torch.testing.assert_close(terms["reconstruction"], expected)
-
-
-def test_results_of_another_kind_of_base_are_refused(
-    build: Build, tiny_model: Path, tmp_path: Path
-) -> None:
-    config = build("codec", tmp_path / "run")
-    config = dataclasses.replace(config, decoder_only=True, results=tiny_model)
-    with pytest.raises(
-        ConfigError, match=r"\(4 channels, 1/8 size\) are not the VAE's \(4, 1/4\); use a"
-    ):
-        train(config)
-
-
-def test_codec_against_grids(build: Build, tmp_path: Path) -> None:
-    config = build("codec", tmp_path / "run", steps=1)
-    drawn = dataclasses.replace(config.images, crop=128, procedural=1.0)
-    statuses: list[Status] = []
-    train(dataclasses.replace(config, images=drawn, grid_weight=0.3), statuses.append)
-    terms = statuses[0].terms
-    assert terms["grid"] > 0
-    assert terms["total"] == pytest.approx(
-        terms["reconstruction"] + 0.1 * terms["latent"] + 0.3 * terms["grid"], rel=1e-5
-    )
-
-
 @pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0])
 def test_softened_images_are_the_target(build: Build, tmp_path: Path, fraction: float) -> None:
     """What the codec is given and asked for is a mix of the crops and their x4 blur."""
@@ -343,7 +252,7 @@ def test_allosr2_with_its_base_inside(build: Build, small_base: Path, tmp_path: 
 
 def test_allosr2_trains_on_from_adapters(build: Build, tmp_path: Path) -> None:
     first = train(allosr2(build, tmp_path / "first", t_star=0.5))
-    config = allosr2(build, tmp_path / "second", t_star=0.5, initial=first)
+    config = allosr2(build, tmp_path / "second", t_star=0.5, initial=str(first))
     second = train(config)
     weights = load_file(config.run.output / "checkpoints/step_00000002/weights.safetensors")
     assert all(".lora_" in name for name in weights)
@@ -416,10 +325,37 @@ def test_t_star_is_measured_once(
     )
 
 
-def test_adapters_of_another_rank_are_not_taken_over(build: Build, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["rank", "alpha"])
+def test_adapters_of_another_size_are_not_taken_over(
+    build: Build, tmp_path: Path, name: str
+) -> None:
     first = train(allosr2(build, tmp_path / "first", t_star=0.5))
-    config = allosr2(build, tmp_path / "second", t_star=0.5, initial=first)
-    rank = config.adapter.rank
-    other = dataclasses.replace(config.adapter, rank=rank + 1)
-    with pytest.raises(ConfigError, match=f"rank is {rank + 1}: .* have {rank}; use that"):
+    config = allosr2(build, tmp_path / "second", t_star=0.5, initial=str(first))
+    other = dataclasses.replace(config.adapter, **{name: 3})
+    with pytest.raises(ConfigError, match=f"{name} is 3: .* have 2; use that"):
         train(dataclasses.replace(config, adapter=other))
+
+
+def test_the_prompt_travels_on(build: Build, tmp_path: Path) -> None:
+    first = train(allosr2(build, tmp_path / "first", t_star=0.5))
+    prompt = {"prompt": torch.rand(3, 8), "pooled": torch.rand(8)}
+    save_file(prompt, first / CONDITIONING_NAME)
+    second = train(allosr2(build, tmp_path / "second", t_star=0.5, initial=str(first)))
+    found = load_file(second / CONDITIONING_NAME)
+    assert all(torch.equal(found[key], prompt[key]) for key in prompt)
+    assert AlloSR2.from_pretrained(second).config.prompt_length == 3
+
+
+def test_guidance_of_a_base_that_takes_none_is_refused(build: Build, tmp_path: Path) -> None:
+    config = allosr2(build, tmp_path / "run", loss=LossConfig(atm_guidance=3.5))
+    with pytest.raises(ConfigError, match=r"^atm_guidance is 3.5: .* takes no guidance; leave it"):
+        train(config)
+
+
+def test_training_over_the_base_that_it_came_from(build: Build, tmp_path: Path) -> None:
+    """As `mini` is trained on inside one folder: the base is still there afterwards."""
+    config = allosr2(build, tmp_path / "run", embed_base=True, t_star=0.5)
+    model = train(config)
+    shutil.rmtree(config.run.output / "checkpoints")
+    again = dataclasses.replace(config, base=str(model / "base"), initial=str(model))
+    assert AlloSR2.from_pretrained(train(again)).config.base == "base"

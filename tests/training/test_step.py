@@ -12,7 +12,7 @@ from allosr2.backbones.base import load_transformer, load_vae
 from allosr2.backbones.codec import Codec
 from allosr2.backbones.flux import FluxVelocity
 from allosr2.data.pairs import Batch
-from allosr2.losses.grid import grid
+from allosr2.losses.grid import grid, hatch
 from allosr2.losses.perceptual import LPIPS
 from allosr2.model import AlloSR2
 from allosr2.training.config import LossConfig
@@ -230,7 +230,7 @@ def test_training_and_inference_take_the_same_step(world):
 
 
 @pytest.mark.parametrize("lpips", [STUB, None])
-def test_the_grid_loss_sees_the_decoded_result(tiny_model, tiny_base, lpips):
+def test_the_grid_losses_see_the_decoded_result(tiny_model, tiny_base, lpips):
     """It adds its value and its gradient, whether LPIPS has the result decoded or not."""
     world = World(tiny_model, tiny_base, torch.float64, side=128)
     without, gradients = world.step(LossConfig(atm_weight=0), lpips)
@@ -239,7 +239,7 @@ def test_the_grid_loss_sees_the_decoded_result(tiny_model, tiny_base, lpips):
         world.batch.lr, scale_factor=SCALE, mode="bicubic", antialias=True
     )
     image = world.model.codec.decode(world.model.one_step(world.model.codec.encode(lr.clamp(0, 1))))
-    expected = 0.5 * grid(image, world.batch.hr)
+    expected = 0.5 * (grid(image, world.batch.hr) + hatch(image, world.batch.hr))
     assert terms["total"] - without["total"] == pytest.approx(expected.item(), rel=1e-6)
     added = torch.autograd.grad(
         expected, list(world.parameters.values()), allow_unused=True, materialize_grads=True

@@ -37,6 +37,11 @@ def _load(base: str, part: Part, dtype: torch.dtype) -> nn.Module:
         raise ModelError(
             f"{base}: its {part} has no weights for {missing[0]} and {len(missing) - 1} others; copy it again"
         )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if not bool(torch.isfinite(tensor).all()):
+            raise ModelError(
+                f"{base}: in its {part}, {name} holds NaN or infinity; copy or train it again"
+            )
     return model.requires_grad_(False).eval()
 
 

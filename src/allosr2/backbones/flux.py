@@ -96,7 +96,7 @@ class FluxVelocity(nn.Module):
         found = (conditioning.prompt.shape[1], conditioning.pooled.shape[0])
         if expected != found:
             raise ModelError(
-                f"conditioning has widths {found}, this base needs {expected}; encode the prompt with it"
+                f"conditioning has widths {found}, this base needs {expected}; take its own"
             )
         self.transformer = transformer
         self.guidance = guidance
@@ -104,6 +104,15 @@ class FluxVelocity(nn.Module):
         self.register_buffer("pooled", conditioning.pooled, persistent=False)
         self.prompt: Tensor
         self.pooled: Tensor
+
+    def check_channels(self, channels: int) -> None:
+        """Raise ModelError unless the field is one of latents with so many channels."""
+        own = self.transformer.config["in_channels"] // PATCH**2
+        if channels != own:
+            raise ModelError(
+                f"the VAE's latents have {channels} channels, the transformer's {own}; "
+                "take both from one base"
+            )
 
     @property
     def conditioning(self) -> Conditioning:

@@ -88,7 +88,10 @@ def merge_adapters(module: nn.Module) -> None:
 
 
 def save_adapters(folder: Path, **parts: nn.Module) -> None:
-    """Write the adapters of parts (`vae=...`, `transformer=...`) to one bfloat16 file for diffusers."""
+    """Write the adapters of parts (`vae=...`, `transformer=...`) to one file for diffusers, in bfloat16.
+
+    What was loaded is written again bit by bit; what was trained in float32 is rounded once.
+    """
     tensors: dict[str, Tensor] = {}
     settings: dict[str, Any] = {}
     for part, module in parts.items():
@@ -145,7 +148,7 @@ def unfreeze_adapters(module: nn.Module) -> None:
         parameter.requires_grad_(".lora_" in name)
 
 
-def adapter_rank(module: nn.Module) -> int:
-    """Rank of the adapter that a part carries."""
+def adapter_size(module: nn.Module) -> tuple[int, int]:
+    """Rank and alpha of the adapter that a part carries."""
     config: LoraConfig = cast(Any, module).peft_config[ADAPTER]
-    return config.r
+    return config.r, config.lora_alpha

@@ -10,6 +10,7 @@ from rich.progress import TaskID, TextColumn
 from tyro.extras import subcommand_type_from_defaults
 
 from allosr2.cli.console import console, errors_console, progress_bar
+from allosr2.errors import ConfigError
 from allosr2.training.recipes import recipes
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Train:
 
 def train(config: Train) -> int:
     """Train with a progress bar; returns the exit code."""
+    _require_training()
     from allosr2.training.loop import train as run
 
     terms = TextColumn("{task.completed}/{task.total}  {task.fields[text]}", markup=False)
@@ -54,9 +56,7 @@ def train(config: Train) -> int:
             folder = run(config.recipe, report)
         except KeyboardInterrupt:
             bar.stop()
-            errors_console().print(
-                f"allosr2: stopped; run the same command again to resume from {_checkpoints(config)}"
-            )
+            errors_console().print(f"allosr2: stopped; {_how_to_go_on(config.recipe.run.output)}")
             return INTERRUPTED
     console().print(str(folder))
     return 0
@@ -68,5 +68,15 @@ def _text(status: Status, speed: float | None) -> str:
     return rate + "  ".join(f"{name} {value:.4g}" for name, value in status.terms.items())
 
 
-def _checkpoints(config: Train) -> Path:
-    return config.recipe.run.output / "checkpoints"
+def _how_to_go_on(output: Path) -> str:
+    checkpoints = output / "checkpoints"
+    if any(checkpoints.glob("step_*")):
+        return f"run the same command again to resume from {checkpoints}"
+    return "nothing was trained yet"
+
+
+def _require_training() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("torchvision") is None:
+        raise ConfigError("training needs torchvision: pip install 'allosr2[train]'")

@@ -38,6 +38,9 @@ _PIXEL_LAYOUT_TAGS = frozenset(
     | {513, 514, 700, 33723, 34377, 34675, 37724}
 )
 
+_PIXEL_SIZE_TAGS = frozenset({40962, 40963})
+"""PixelXDimension and PixelYDimension, which cameras write and no enlargement makes true."""
+
 # `warnings.catch_warnings` swaps the process's filters: two threads inside it at once would leave
 # the wrong ones behind.
 _WARNINGS_LOCK = threading.Lock()
@@ -89,11 +92,15 @@ def turn_upright(image: Image.Image) -> Image.Image:
 
 
 def upright_exif(image: Image.Image) -> bytes | None:
-    """The EXIF block without the source's orientation and pixel layout."""
+    """The EXIF block without the source's orientation, pixel layout and size."""
     try:
         exif = image.getexif()
         for tag in _PIXEL_LAYOUT_TAGS.intersection(exif):
             del exif[tag]
+        if ExifTags.IFD.Exif in exif:
+            details = exif.get_ifd(ExifTags.IFD.Exif)
+            for tag in _PIXEL_SIZE_TAGS.intersection(details):
+                del details[tag]
         if ExifTags.Base.Orientation in exif:
             exif[ExifTags.Base.Orientation] = 1
         return exif.tobytes() if len(exif) else None

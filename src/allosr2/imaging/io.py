@@ -177,12 +177,17 @@ def find_images(folder: Path, *, recursive: bool = False) -> list[Path]:
     """List the image files of a folder by suffix, any case, sorted; hidden ones are left out.
 
     Raises:
-        ImageError: if `folder` is no folder.
+        ImageError: if `folder` is no folder, or cannot be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ImageError(f"{folder} is no folder; name a folder with images")
-    candidates = folder.rglob("*") if recursive else folder.iterdir()
+    try:
+        candidates = list(folder.rglob("*") if recursive else folder.iterdir())
+    except OSError as error:
+        raise ImageError(
+            f"{folder} cannot be read: {error.strerror}; check its permissions"
+        ) from error
     return sorted(
         path
         for path in candidates

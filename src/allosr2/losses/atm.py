@@ -46,7 +46,7 @@ def atm(
     """ATM's loss for a discrepancy `delta` of the two paths; the gradient reaches z_sr alone (Eq. 12).
 
     The weight is w = 1 / mean|z_sr - z_hr| of each sample (Algorithm 1, line 20), without gradient. Descent
-    moves z_sr by -delta, towards the generative flow's clean prediction.
+    moves z_sr by -delta, toward the generative flow's clean prediction.
     """
     with torch.no_grad():
         error = reduce((z_sr - z_hr).abs(), "b c h w -> b", "mean").clamp_min(SMALLEST_ERROR)

@@ -1,4 +1,8 @@
-"""A loss against periodic grids. Not of the paper: a model as small as `mini` shows its patches without it.
+"""Losses against periodic patterns. Not of the paper: a model as small as `mini` shows its patches otherwise.
+
+`grid` finds what repeats all over a picture, however faint, in its brightness; `hatch` finds what is finer than
+an LR image can hold and louder than in the HR image, in color too and though its sign may change from place
+to place.
 
 One-step models on FLUX show such grids too: FluxSR (arXiv:2502.01993) regularizes attention against them.
 """
@@ -8,7 +12,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from einops import rearrange
+from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
@@ -21,6 +25,16 @@ _ROUNDING = sum((weight / 255) ** 2 for weight in LUMA_WEIGHTS) / 12
 """Variance that rounding RGB to 8 bits adds to Y, in squared levels: what hides a fainter grid."""
 _WINDOW = 3 / 8
 """Mean square of the Hann window."""
+_TILE = 32
+"""Side in pixels of the windows that local spectra are taken of; half of it apart."""
+_FINEST = 1 / 8
+"""Cycles a pixel that an LR image of a quarter of the size can hold."""
+_PLANES = (
+    (LUMA_WEIGHTS[0] / 255, LUMA_WEIGHTS[1] / 255, LUMA_WEIGHTS[2] / 255),
+    (1, -1, 0),
+    (0, -1, 1),
+)
+"""Y, R - G and B - G, as weights of R, G and B in levels."""
 
 
 def grid(image: Float[Tensor, "b 3 h w"], hr: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
@@ -35,11 +49,38 @@ def grid(image: Float[Tensor, "b 3 h w"], hr: Float[Tensor, "b 3 h w"]) -> Float
     return torch.stack(terms).mean()
 
 
+def hatch(image: Float[Tensor, "b 3 h w"], hr: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
+    """Mean squared excess of local spectra over the HR image's, as logarithms of power, where there is one.
+
+    Spectra of Y, R - G and B - G in windows of 32 px, averaged over each image; the mean is over images,
+    planes and the frequencies above 1/8 cycles a pixel along either axis. Detail that is missing costs
+    nothing. Input as for `grid`.
+    """
+    excess = (_local_spectra(image) - _local_spectra(hr)).relu()
+    frequencies = torch.fft.fftfreq(_TILE, device=image.device).abs()
+    fine = torch.maximum(frequencies[:, None], frequencies[None, : _TILE // 2 + 1]) > _FINEST
+    return excess[..., fine].square().mean()
+
+
 def float32_for_grids(weight: float, device: torch.device) -> AbstractContextManager[object]:
-    """Where a result is decoded that `grid` will see with `weight`: no autocast, unless the weight is 0."""
+    """Where a result is decoded that these losses see with `weight`: no autocast, unless the weight is 0."""
     return torch.autocast(device.type, enabled=False) if weight else nullcontext()
 
 
 def _contrast(y: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b k"]:
     lines = rearrange(y, "b 1 h w -> b h w")
     return grid_contrast(lines, GRID_PERIOD, _ROUNDING * _WINDOW * y.shape[-1])
+
+
+def _local_spectra(image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 u v"]:
+    weights = image.new_tensor(_PLANES)
+    planes = torch.einsum("p c, b c h w -> b p h w", weights, image * 255)
+    tiles = planes.unfold(2, _TILE, _TILE // 2).unfold(3, _TILE, _TILE // 2)
+    window = torch.hann_window(_TILE, dtype=image.dtype, device=image.device)
+    tiles = (tiles - tiles.mean((-2, -1), keepdim=True)) * window[:, None] * window
+    spectra: Tensor = torch.fft.rfft2(tiles)  # pyright: ignore[reportUnknownMemberType]
+    power = reduce(
+        spectra.real.square() + spectra.imag.square(), "b p down across u v -> b p u v", "mean"
+    )
+    rounding = weights.square().sum(1) / 12 * (_WINDOW * _TILE) ** 2
+    return (power + rounding[:, None, None]).log()

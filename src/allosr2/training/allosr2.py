@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from allosr2.backbones.base import load_transformer, load_vae
 from allosr2.backbones.codec import Codec
 from allosr2.backbones.flux import Conditioning, FluxVelocity, representable_time
 from allosr2.backbones.lora import (
-    adapter_rank,
+    adapter_size,
     add_adapter,
     load_adapters,
     unfreeze_adapters,
@@ -28,16 +28,20 @@ from allosr2.data.photos import HRImages
 from allosr2.errors import ConfigError
 from allosr2.imaging.resize import enlarge
 from allosr2.losses.perceptual import LPIPS
-from allosr2.model import AlloSR2, ModelConfig, copy_base
-from allosr2.training.checkpoint import config_fields
+from allosr2.model import (
+    CONDITIONING_NAME,
+    AlloSR2,
+    ModelConfig,
+    copy_base,
+    load_conditioning,
+    model_folder,
+)
+from allosr2.training.checkpoint import provenance_fields
 from allosr2.training.config import AlloSR2Training
 from allosr2.training.step import algorithm_1
 from allosr2.trajectory import latent_power, optimal_time
 
 logger = logging.getLogger(__name__)
-
-_PLACES = {"run.output", "run.device", "images.photos", "perceptual.perceptual", "base", "initial"}
-"""Fields that say where things lay on the machine that trained; they do not travel with a model."""
 
 
 class AlloSR2Stage:
@@ -66,22 +70,26 @@ class AlloSR2Stage:
         self._lpips = LPIPS.from_file(path).to(device) if weight else None
         vae, transformer = load_vae(config.base), load_transformer(config.base)
         self._frozen = Codec(copy.deepcopy(vae)).to(device).to(memory_format=torch.channels_last)
+        conditioning = Conditioning.empty(transformer)
         if config.initial:
-            load_adapters(config.initial, vae=vae, transformer=transformer)
-            rank = adapter_rank(transformer)
-            if rank != config.adapter.rank:
-                raise ConfigError(
-                    f"rank is {config.adapter.rank}: the adapters of {config.initial} have {rank}; use that"
-                )
-            unfreeze_adapters(vae)
-            unfreeze_adapters(transformer)
+            folder = model_folder(config.initial)
+            load_adapters(folder, vae=vae, transformer=transformer)
+            conditioning = load_conditioning(folder / CONDITIONING_NAME)
+            for part in (vae, transformer):
+                _check_adapter(part, config)
+                unfreeze_adapters(part)
         else:
             rank, alpha = config.adapter.rank, config.adapter.alpha
             add_adapter(vae, "vae", rank=rank, alpha=alpha)
             add_adapter(transformer, "transformer", rank=rank, alpha=alpha)
         # guidance-distilled bases are trained and run at guidance 1, without any (FLUX.1-dev)
         guidance = 1.0 if transformer.config["guidance_embeds"] else None
-        velocity = FluxVelocity(transformer, Conditioning.empty(transformer), guidance)
+        if guidance is None and config.loss.atm_guidance is not None:
+            raise ConfigError(
+                f"atm_guidance is {config.loss.atm_guidance}: {config.base} takes no guidance; leave it out"
+            )
+        velocity = FluxVelocity(transformer, conditioning, guidance)
+        velocity.check_channels(self._frozen.channels)
         self.constants = constants or {
             "t_star": config.t_star or self._measure_t_star(images, device)
         }
@@ -120,7 +128,7 @@ class AlloSR2Stage:
     def export(self, folder: Path) -> Path:
         """Write the model folder; a base that is embedded travels with it."""
         provenance: dict[str, Any] = {
-            "training": {k: v for k, v in config_fields(self._config).items() if k not in _PLACES},
+            "training": provenance_fields(self._config),
             "torch": torch.__version__,
             "processor": platform.machine(),
         }
@@ -155,3 +163,13 @@ class AlloSR2Stage:
             "t* = %.4f on %d pairs (%s)", t_star, self._config.t_star_pairs, self._config.preset
         )
         return t_star
+
+
+def _check_adapter(part: nn.Module, config: AlloSR2Training) -> None:
+    """Raise ConfigError if the adapter that a part got from `initial` is not the one that is asked for."""
+    for name, found in zip(("rank", "alpha"), adapter_size(part), strict=True):
+        asked = getattr(config.adapter, name)
+        if found != asked:
+            raise ConfigError(
+                f"{name} is {asked}: the adapters of {config.initial} have {found}; use that"
+            )

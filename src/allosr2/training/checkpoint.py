@@ -33,6 +33,16 @@ FREE_FIELDS = frozenset(
     }
 )
 """Fields that may differ between a checkpoint and the run that resumes it."""
+_PLACES = {
+    "run.output",
+    "run.device",
+    "images.photos",
+    "perceptual.perceptual",
+    "base",
+    "initial",
+    "model",
+}
+"""Fields that say where things lay on the machine that trained."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +75,11 @@ def config_fields(config: TrainingConfig) -> dict[str, Any]:
         return {prefix: list(cast(tuple[Any, ...], value)) if isinstance(value, tuple) else value}
 
     return flatten("", config)
+
+
+def provenance_fields(config: TrainingConfig) -> dict[str, Any]:
+    """The fields of a config that travel with what it trained: all but places on this machine."""
+    return {k: v for k, v in config_fields(config).items() if k not in _PLACES}
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, config: TrainingConfig) -> Path:

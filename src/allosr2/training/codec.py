@@ -12,13 +12,9 @@ from torch import Tensor
 from allosr2.backbones.base import load_vae, save_base
 from allosr2.backbones.codec import Codec
 from allosr2.backbones.presets import mini_vae
-from allosr2.data.degradation import DegradationConfig, preset
 from allosr2.data.pairs import Batch
-from allosr2.errors import ConfigError
 from allosr2.imaging.resize import enlarge, resize
-from allosr2.losses.grid import float32_for_grids, grid
 from allosr2.losses.perceptual import LPIPS
-from allosr2.model import AlloSR2
 from allosr2.training.config import CodecTraining
 from allosr2.training.noise import normal, uniform
 
@@ -31,33 +27,15 @@ _SOFTENING = 4
 class CodecStage:
     """Reconstruction (L1 + LPIPS) through a noisy latent whose channels are held near N(0, 1).
 
-    Some images are softened, as the codec has to encode enlarged LR images too, and to decode smooth
-    ground without a pattern of its own. A decoder can also learn from what it will be given: latents that a
-    model restored from degraded images, which noise on the HR images' latents resembles poorly.
-
-    Raises ModelError if VAE, model or LPIPS cannot be loaded, ConfigError if the model's latents have another
-    shape than the VAE's.
+    Some images are softened, as the codec has to encode enlarged LR images too.
     """
 
     def __init__(self, config: CodecTraining, device: torch.device) -> None:
         vae = load_vae(str(config.initial)) if config.initial else mini_vae()
-        vae.decoder.requires_grad_(True)
-        vae.encoder.requires_grad_(not config.decoder_only)
+        vae.requires_grad_(True)
         self.module = Codec(vae).to(device).to(memory_format=torch.channels_last)
-        self._model: AlloSR2 | None = None
-        self.degradation: DegradationConfig | None = None
+        self.degradation = None
         self.scale = 1
-        if config.results:
-            self._model = AlloSR2.from_pretrained(config.results).merge().to(device)
-            self._model.codec.to(memory_format=torch.channels_last)
-            self.degradation = preset(self._model.config.preset)
-            self.scale = self._model.config.scale
-            theirs, ours = self._model.codec, self.module
-            if (theirs.channels, theirs.factor) != (ours.channels, ours.factor):
-                raise ConfigError(
-                    f"results is {config.results}: its latents ({theirs.channels} channels, 1/{theirs.factor} "
-                    f"size) are not the VAE's ({ours.channels}, 1/{ours.factor}); use a model on the same base"
-                )
         self.constants: dict[str, float] = {}
         self._config = config
         self._weight = config.perceptual.perceptual_weight
@@ -68,26 +46,15 @@ class CodecStage:
                 self._lpips.compile()
             vae.encoder.compile()
             vae.decoder.compile()
-            if self._model is not None:
-                self._model.codec.vae.encoder.compile()
-                self._model.velocity.transformer.compile_repeated_blocks()
 
     def losses(self, batch: Batch, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
-        """`reconstruction` (L1), `perceptual` (LPIPS), `latent` (distance from N(0, 1)), `grid`."""
+        """`reconstruction` (L1), `perceptual` (LPIPS), `latent` (distance from N(0, 1))."""
         config = self._config
         softened = uniform(generators) < config.soft_fraction
         target = torch.where(softened[:, None, None, None], _soften(batch.hr), batch.hr)
         z = self.module.encode(target)
         level = config.latent_noise * uniform(generators)[:, None, None, None]
-        decoded = z + level * normal(generators, z.shape[1:])
-        if self._model is not None and batch.lr is not None:
-            restored = (uniform(generators) < config.result_fraction)[:, None, None, None]
-            with torch.no_grad():
-                z_sr = self._model.one_step(self._model.codec.encode(enlarge(batch.lr, self.scale)))
-            decoded = torch.where(restored, z_sr, decoded)
-            target = torch.where(restored, batch.hr, target)
-        with float32_for_grids(config.grid_weight, z.device):
-            image = self.module.decode(decoded)
+        image = self.module.decode(z + level * normal(generators, z.shape[1:]))
         terms = {
             "reconstruction": (image - target).abs().mean(),
             "latent": unit_scale_penalty(z),
@@ -96,9 +63,6 @@ class CodecStage:
         if self._lpips is not None:
             terms["perceptual"] = self._lpips(image, target).mean()
             total = total + self._weight * terms["perceptual"]
-        if config.grid_weight:
-            terms["grid"] = grid(image, target)
-            total = total + config.grid_weight * terms["grid"]
         return terms | {"total": total}
 
     def export(self, folder: Path) -> Path:

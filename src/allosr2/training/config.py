@@ -1,4 +1,7 @@
-"""What a training run is made of. Recipes return whole configs; an ablation is `dataclasses.replace`."""
+"""What a training run is made of: all that there is to set, in one place.
+
+Recipes return whole configs; an ablation is `dataclasses.replace`.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,18 @@ def _check(condition: bool, name: str, value: object, remedy: str) -> None:
 
 GRID_CROP = 128
 """Smallest crop in which the grid loss can tell 16 px from its neighbors (not computed: no torch here)."""
+
+
+def _check_fractions(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _check(0 <= value <= 1, name, value, "use a fraction in [0, 1]")
+
+
+def _check_at_least(least: int, config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _check(value >= least, name, value, f"use {least} or more")
 
 
 def _check_grid(weight: float, crop: int) -> None:
@@ -41,7 +56,7 @@ class ImagesConfig:
     """Loading processes."""
 
     def __post_init__(self) -> None:
-        _check(0 <= self.procedural <= 1, "procedural", self.procedural, "use a fraction in [0, 1]")
+        _check_fractions(self, "procedural")
         _check(
             self.crop >= 32 and self.crop % 16 == 0,
             "crop",
@@ -49,8 +64,7 @@ class ImagesConfig:
             "use a multiple of 16, at least 32",
         )
         _check(0 < self.minimum_scale <= 1, "minimum_scale", self.minimum_scale, "use (0, 1]")
-        _check(self.cache_gigabytes >= 0, "cache_gigabytes", self.cache_gigabytes, "use 0 or more")
-        _check(self.workers >= 0, "workers", self.workers, "use 0 or more")
+        _check_at_least(0, self, "cache_gigabytes", "workers")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,9 +91,8 @@ class OptimizationConfig:
 
     def __post_init__(self) -> None:
         _check(self.learning_rate > 0, "learning_rate", self.learning_rate, "use a positive value")
-        _check(self.weight_decay >= 0, "weight_decay", self.weight_decay, "use 0 or more")
+        _check_at_least(0, self, "weight_decay", "warmup_steps")
         _check(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "use [0, 1)")
-        _check(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "use 0 or more")
         _check(0 <= self.decay_fraction <= 1, "decay_fraction", self.decay_fraction, "use [0, 1]")
         _check(self.gradient_clip > 0, "gradient_clip", self.gradient_clip, "use a positive value")
         _check(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "use [0, 1)")
@@ -120,12 +133,9 @@ class RunConfig:
     """Checkpoints kept; older ones are removed."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulation", "log_every", "checkpoint_every"):
-            _check(getattr(self, name) >= 1, name, getattr(self, name), "use 1 or more")
-        _check(
-            self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "use 1 or more"
-        )
-        _check(self.seed >= 0, "seed", self.seed, "use 0 or more")
+        _check_at_least(1, self, "steps", "batch_size", "accumulation")
+        _check_at_least(1, self, "log_every", "checkpoint_every", "keep_checkpoints")
+        _check_at_least(0, self, "seed")
         _check(
             self.precision in ("float32", "bfloat16"),
             "precision",
@@ -150,12 +160,7 @@ class PerceptualConfig:
     """Weight of LPIPS; the lambda of Eq. 8, which the paper does not give. 0 leaves LPIPS out."""
 
     def __post_init__(self) -> None:
-        _check(
-            self.perceptual_weight >= 0,
-            "perceptual_weight",
-            self.perceptual_weight,
-            "use 0 or more",
-        )
+        _check_at_least(0, self, "perceptual_weight")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,28 +173,14 @@ class CodecTraining:
     perceptual: PerceptualConfig
     initial: Path | None = None
     """Base folder whose VAE is trained on; without it training starts from random weights."""
-    decoder_only: bool = False
-    """Leave the encoder as it is: a transformer trained on its latents stays valid."""
     latent_noise: float = 0.2
     """Largest level of the noise on the (unit-scale) latents, drawn per image: the decoder forgives errors."""
     soft_fraction: float = 0.25
     """Fraction of images that are blurred, as an enlarged LR image is, in [0, 1]."""
-    results: Path | None = None
-    """Model folder whose one-step results the decoder learns to decode as well; needs `decoder_only`."""
-    result_fraction: float = 0.75
-    """Fraction of images that are degraded, restored by `results` and only then decoded, in [0, 1]."""
-    grid_weight: float = 0.0
-    """Weight of the grid loss (`allosr2.losses.grid`); 0 leaves it out."""
 
     def __post_init__(self) -> None:
-        _check(self.latent_noise >= 0, "latent_noise", self.latent_noise, "use 0 or more")
-        for name in ("soft_fraction", "result_fraction"):
-            value = getattr(self, name)
-            _check(0 <= value <= 1, name, value, "use a fraction in [0, 1]")
-        remedy = "the results are of the encoder as it is; use --decoder-only too"
-        _check(self.results is None or self.decoder_only, "results", self.results, remedy)
-        _check(self.grid_weight >= 0, "grid_weight", self.grid_weight, "use 0 or more")
-        _check_grid(self.grid_weight, self.images.crop)
+        _check_at_least(0, self, "latent_noise")
+        _check_fractions(self, "soft_fraction")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -215,8 +206,7 @@ class AdapterConfig:
     """LoRA alpha; an adapter is scaled by alpha / rank."""
 
     def __post_init__(self) -> None:
-        _check(self.rank >= 1, "rank", self.rank, "use 1 or more")
-        _check(self.alpha >= 1, "alpha", self.alpha, "use 1 or more")
+        _check_at_least(1, self, "rank", "alpha")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -238,13 +228,12 @@ class LossConfig:
     atm_guidance: float | None = None
     """Guidance of the generative path; None is the model's own. Above it the anchor predicts sharper."""
     grid_weight: float = 0.0
-    """Weight of the grid loss (`allosr2.losses.grid`), which the paper does not have; 0 leaves it out."""
+    """Weight of the losses in `allosr2.losses.grid`, which the paper does not have; 0 leaves them out."""
     generative_weight: float = 0.0
     """Weight of flow matching (Eq. 3) on the generative path, which keeps a shared reference generative."""
 
     def __post_init__(self) -> None:
-        for name in ("fatc_weight", "atm_weight", "grid_weight", "generative_weight"):
-            _check(getattr(self, name) >= 0, name, getattr(self, name), "use 0 or more")
+        _check_at_least(0, self, "fatc_weight", "atm_weight", "grid_weight", "generative_weight")
         for name, choices in (
             ("perceptual_target", ("image", "decoded")),
             ("atm_reference", ("shared", "frozen")),
@@ -268,8 +257,8 @@ class AlloSR2Training:
     """Copy the base into the exported model folder; for bases as small as `mini`'s."""
     loss: LossConfig = field(default_factory=LossConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
-    initial: Path | None = None
-    """Model folder whose adapters are trained on; without it adapters start at zero effect."""
+    initial: str | None = None
+    """Model folder, or `mini`, whose adapters are trained on; without it adapters start at zero effect."""
     preset: str = "real-esrgan"
     """Degradation preset: "real-esrgan", "mild" or "stablesr"."""
     scale: int = 4
@@ -280,7 +269,7 @@ class AlloSR2Training:
     """Pairs that t* is measured on."""
 
     def __post_init__(self) -> None:
-        _check(self.scale >= 1, "scale", self.scale, "use 1 or more")
+        _check_at_least(1, self, "scale", "t_star_pairs")
         _check(
             self.images.crop % self.scale == 0,
             "scale",
@@ -294,7 +283,28 @@ class AlloSR2Training:
             "use a value in (0, 1)",
         )
         _check_grid(self.loss.grid_weight, self.images.crop)
-        _check(self.t_star_pairs >= 1, "t_star_pairs", self.t_star_pairs, "use 1 or more")
 
 
-TrainingConfig = CodecTraining | FlowTraining | AlloSR2Training
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecoderTraining:
+    """Stage 4 of `mini`: its VAE's decoder, trained on what the model restores; all else stays as it is."""
+
+    run: RunConfig
+    images: ImagesConfig
+    optimization: OptimizationConfig
+    perceptual: PerceptualConfig
+    model: str
+    """Model folder that its base lies in, or `mini`."""
+    result_fraction: float = 0.75
+    """Fraction of images that are degraded and restored before they are decoded, in [0, 1]; of the others
+    it is the HR image's own latents, so that the VAE remains one."""
+    grid_weight: float = 0.0
+    """Weight of the losses against grids and hatches (`allosr2.losses.grid`); 0 leaves them out."""
+
+    def __post_init__(self) -> None:
+        _check_fractions(self, "result_fraction")
+        _check_at_least(0, self, "grid_weight")
+        _check_grid(self.grid_weight, self.images.crop)
+
+
+TrainingConfig = CodecTraining | FlowTraining | AlloSR2Training | DecoderTraining

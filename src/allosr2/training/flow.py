@@ -31,6 +31,7 @@ class FlowStage:
         transformer.requires_grad_(True)
         self._transformer = transformer
         self.module = FluxVelocity(transformer, Conditioning.empty(transformer)).to(device)
+        self.module.check_channels(self._codec.channels)
         self.degradation = None
         self.scale = 1
         self.constants: dict[str, float] = {}

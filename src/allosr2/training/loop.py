@@ -17,7 +17,7 @@ from torch import Tensor
 from allosr2.data.pairs import Batch, batches
 from allosr2.data.photos import HRImages
 from allosr2.devices import resolve_device
-from allosr2.errors import AlloSR2Error, ModelError
+from allosr2.errors import AlloSR2Error, ConfigError, ModelError
 from allosr2.training.checkpoint import (
     Checkpoint,
     checkpoints,
@@ -79,6 +79,12 @@ def train(config: TrainingConfig, report: Callable[[Status], None] = lambda _: N
         seed=run.seed,
     )
     stage = build_stage(config, images, device, restored.constants if restored else {})
+    try:
+        run.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"output is {run.output}: {error.strerror}; choose a folder that can be written"
+        ) from error
     state = _TrainingState(config, stage, restored)
     del restored  # copied by now, and three times the size of what is trained
     log = run.output / "log.jsonl"
@@ -259,7 +265,6 @@ def _rewind(log: Path, step: int) -> None:
 
 def _log(log: Path, status: Status, seconds: float) -> None:
     """Append one line to the run's log."""
-    log.parent.mkdir(parents=True, exist_ok=True)
     line = {
         "step": status.step,
         "seconds": round(seconds, 3),

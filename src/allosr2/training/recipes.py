@@ -9,6 +9,7 @@ from allosr2.training.config import (
     AdapterConfig,
     AlloSR2Training,
     CodecTraining,
+    DecoderTraining,
     FlowTraining,
     ImagesConfig,
     LossConfig,
@@ -33,7 +34,6 @@ def mini_codec() -> CodecTraining:
             ema_decay=0.998,
         ),
         perceptual=PerceptualConfig(perceptual_weight=0.3),
-        grid_weight=0.03,
     )
 
 
@@ -57,12 +57,12 @@ def mini() -> AlloSR2Training:
     """Stage 3 of `mini`: Algorithm 1 on the base that stages 1 and 2 made.
 
     ATM is left out: from a flow this weak its anchor is smoother than z_hr and takes detail away. LPIPS
-    weighs more than the default 2, at which FATC's gradient is six times as large, and a loss that the paper
-    does not have keeps grids away (see `docs/mini.md`).
+    weighs more than the default 2, at which FATC's gradient is six times as large, and losses that the paper
+    does not have keep grids away, which takes large crops (see `docs/mini.md`).
     """
     return AlloSR2Training(
-        run=RunConfig(output=Path("runs/mini"), steps=2_400, batch_size=8, compile=True),
-        images=ImagesConfig(crop=256),
+        run=RunConfig(output=Path("runs/mini"), steps=2_400, batch_size=2, compile=True),
+        images=ImagesConfig(crop=512),
         optimization=OptimizationConfig(
             learning_rate=1e-3,
             betas=(0.9, 0.99),
@@ -79,6 +79,30 @@ def mini() -> AlloSR2Training:
     )
 
 
+def mini_decoder() -> DecoderTraining:
+    """Stage 4 of `mini`: its VAE's decoder, on what the model of stage 3 restores."""
+    return DecoderTraining(
+        run=RunConfig(output=Path("runs/mini-decoder"), steps=1_000, batch_size=2, compile=True),
+        images=ImagesConfig(crop=512),
+        optimization=OptimizationConfig(
+            learning_rate=7e-4,
+            weight_decay=0.0,
+            betas=(0.9, 0.99),
+            warmup_steps=30,
+            decay_fraction=0.5,
+            ema_decay=0.998,
+        ),
+        perceptual=PerceptualConfig(perceptual_weight=1.0),
+        model="runs/mini/model",
+        grid_weight=0.3,
+    )
+
+
 def recipes() -> dict[str, Callable[[], TrainingConfig]]:
     """Every recipe by the name that `allosr2 train` knows it by."""
-    return {"mini-codec": mini_codec, "mini-flow": mini_flow, "mini": mini}
+    return {
+        "mini-codec": mini_codec,
+        "mini-flow": mini_flow,
+        "mini": mini,
+        "mini-decoder": mini_decoder,
+    }

@@ -14,7 +14,14 @@ from allosr2.data.pairs import Batch
 from allosr2.data.photos import HRImages
 from allosr2.training.allosr2 import AlloSR2Stage
 from allosr2.training.codec import CodecStage
-from allosr2.training.config import AlloSR2Training, CodecTraining, FlowTraining, TrainingConfig
+from allosr2.training.config import (
+    AlloSR2Training,
+    CodecTraining,
+    DecoderTraining,
+    FlowTraining,
+    TrainingConfig,
+)
+from allosr2.training.decoder import DecoderStage
 from allosr2.training.flow import FlowStage
 
 
@@ -61,3 +68,5 @@ def build_stage(
             return FlowStage(config, device)
         case AlloSR2Training():
             return AlloSR2Stage(config, images, device, constants)
+        case DecoderTraining():
+            return DecoderStage(config, device)

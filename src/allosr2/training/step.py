@@ -16,7 +16,7 @@ from allosr2.flow import clean_prediction, interpolate, velocity
 from allosr2.imaging.resize import enlarge
 from allosr2.losses.atm import atm, path_discrepancy
 from allosr2.losses.fatc import fatc, sr_state
-from allosr2.losses.grid import float32_for_grids, grid
+from allosr2.losses.grid import float32_for_grids, grid, hatch
 from allosr2.losses.perceptual import LPIPS
 from allosr2.losses.reconstruction import latent_reconstruction
 from allosr2.model import AlloSR2
@@ -82,8 +82,8 @@ def algorithm_1(
             terms["perceptual"] = lpips(x_sr, target).mean()
             total = total + perceptual_weight * terms["perceptual"]
         if loss.grid_weight:
-            terms["grid"] = grid(x_sr, batch.hr)
-            total = total + loss.grid_weight * terms["grid"]
+            terms["grid"], terms["hatch"] = grid(x_sr, batch.hr), hatch(x_sr, batch.hr)
+            total = total + loss.grid_weight * (terms["grid"] + terms["hatch"])
 
     # line 16
     if v_sr is not None:

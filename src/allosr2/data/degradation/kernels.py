@@ -2,7 +2,7 @@
 
 Every kernel is built in float64 on the CPU, sums to 1, and comes as float32 padded with zeros to
 `PADDED_SIZE`, so that kernels of different sizes stack. `x` runs along the width, `y` along the
-height, and a rotation turns the x axis towards the y axis.
+height, and a rotation turns the x axis toward the y axis.
 """
 
 from __future__ import annotations

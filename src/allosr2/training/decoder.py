@@ -1,0 +1,91 @@
+"""Stage 4 of `mini`: the decoder learns from what it will be given, the latents that the model restores.
+
+Not of the paper, whose decoder comes with FLUX and forgives much. A small one that has seen HR images' latents
+alone answers restored ones, which are off in ways that noise resembles poorly, with grids and hatches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from allosr2.backbones.base import save_base
+from allosr2.data.degradation import preset
+from allosr2.data.pairs import Batch
+from allosr2.errors import ConfigError
+from allosr2.imaging.resize import enlarge
+from allosr2.losses.grid import float32_for_grids, grid, hatch
+from allosr2.losses.perceptual import LPIPS
+from allosr2.model import AlloSR2, copy_base, load_frozen_codec, model_folder
+from allosr2.training.checkpoint import provenance_fields
+from allosr2.training.config import DecoderTraining
+from allosr2.training.noise import uniform
+
+
+class DecoderStage:
+    """Decode restored latents, and some of HR images, into HR images (L1 + LPIPS, no grids).
+
+    Raises ModelError if model or LPIPS cannot be loaded, ConfigError if the model's base lies elsewhere.
+    """
+
+    def __init__(self, config: DecoderTraining, device: torch.device) -> None:
+        self._folder = model_folder(config.model)
+        self._model = AlloSR2.from_pretrained(self._folder).merge().to(device)
+        self._model.codec.to(memory_format=torch.channels_last)
+        self._base = self._folder / self._model.config.base
+        if not (self._base.is_dir() and self._base.is_relative_to(self._folder)):
+            raise ConfigError(
+                f"model is {config.model}: its base {self._model.config.base} lies elsewhere and would not get "
+                "the new decoder; use a model that was trained with --embed-base"
+            )
+        self.module = load_frozen_codec(self._folder).to(device)
+        self.module.to(memory_format=torch.channels_last)
+        self.module.vae.decoder.requires_grad_(True)
+        self.degradation = preset(self._model.config.preset)
+        self.scale = self._model.config.scale
+        self.constants: dict[str, float] = {}
+        self._config = config
+        self._weight = config.perceptual.perceptual_weight
+        path = config.perceptual.perceptual
+        self._lpips = LPIPS.from_file(path).to(device) if self._weight else None
+        if config.run.compile:
+            if self._lpips is not None:
+                self._lpips.compile()
+            self.module.vae.encoder.compile()
+            self.module.vae.decoder.compile()
+            self._model.codec.vae.encoder.compile()
+            self._model.velocity.transformer.compile_repeated_blocks()
+
+    def losses(self, batch: Batch, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+        """`reconstruction` (L1), `perceptual` (LPIPS), `grid` and `hatch`."""
+        assert batch.lr is not None
+        config = self._config
+        restored = uniform(generators) < config.result_fraction
+        with torch.no_grad():
+            z_lr = self._model.codec.encode(enlarge(batch.lr, self.scale))
+            z_sr = self._model.one_step(z_lr)
+            z = torch.where(restored[:, None, None, None], z_sr, self.module.encode(batch.hr))
+        with float32_for_grids(config.grid_weight, z.device):
+            image = self.module.decode(z)
+        terms = {"reconstruction": (image - batch.hr).abs().mean()}
+        total = terms["reconstruction"]
+        if self._lpips is not None:
+            terms["perceptual"] = self._lpips(image, batch.hr).mean()
+            total = total + self._weight * terms["perceptual"]
+        if config.grid_weight:
+            terms["grid"], terms["hatch"] = grid(image, batch.hr), hatch(image, batch.hr)
+            total = total + config.grid_weight * (terms["grid"] + terms["hatch"])
+        return terms | {"total": total}
+
+    def export(self, folder: Path) -> Path:
+        """Write the model folder, as it was but for the decoder and for the provenance."""
+        provenance = self._model.config.provenance | {"decoder": provenance_fields(self._config)}
+        self._model.config = dataclasses.replace(self._model.config, provenance=provenance)
+        self._model.save_pretrained(folder)
+        copy_base(self._base, folder)
+        save_base(folder / "base", vae=self.module.vae)
+        return folder
