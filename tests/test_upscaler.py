@@ -168,7 +168,7 @@ def test_colors_of_a_photograph_stay(upscaler):
     np.testing.assert_allclose(sr.mean(axis=(0, 1)), image.mean(axis=(0, 1)), atol=3)
 
 
-@pytest.mark.parametrize("scale", [0, 9, -1, 2.5])
+@pytest.mark.parametrize("scale", [0, 9, -1, 2.5, 2.0])
 def test_scale_must_be_whole_and_small(upscaler, scale):
     with pytest.raises(ConfigError, match="from 1 to 8"):
         upscaler(picture(4, 4), scale)

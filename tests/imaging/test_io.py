@@ -180,6 +180,26 @@ def test_exif_of_a_tiff_carries_no_pixel_layout(tmp_path, color):
     np.testing.assert_array_equal(read_image(tmp_path / "b.tif")[0], np.repeat(color, 4, axis=0))
 
 
+def test_exif_of_a_camera_tells_no_size(tmp_path, color):
+    """PixelXDimension and its like would be wrong of the enlarged picture; the rest stays."""
+    path = tmp_path / "camera.jpg"
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make] = "Camera"
+    details = exif.get_ifd(ExifTags.IFD.Exif)
+    details |= {
+        ExifTags.Base.ExifImageWidth: 4000,
+        ExifTags.Base.ExifImageHeight: 3000,
+        ExifTags.Base.ISOSpeedRatings: 200,
+    }
+    Image.fromarray(color).save(path, exif=exif)
+    image, metadata = read_image(path)
+    write_image(tmp_path / "out.jpg", image, metadata)
+    with Image.open(tmp_path / "out.jpg") as opened:
+        found = opened.getexif()
+        assert found[ExifTags.Base.Make] == "Camera"
+        assert dict(found.get_ifd(ExifTags.IFD.Exif)) == {ExifTags.Base.ISOSpeedRatings: 200}
+
+
 def test_damaged_exif_is_left_out(tmp_path, color, caplog):
     path = tmp_path / "a.jpg"
     Image.fromarray(color).save(path, exif=b"Exif\0\0II*\0nonsense that is no directory")
@@ -480,6 +500,15 @@ def test_permissions_follow_the_umask(tmp_path, color):
 
 
 # ---------------------------------------------------------------------------------- folders
+
+
+def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(ImageError, match=r"cannot be read: Permission denied; check its"):
+        find_images(tmp_path)
 
 
 def test_find_images(tmp_path):

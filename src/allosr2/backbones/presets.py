@@ -7,7 +7,7 @@ from torch import nn
 
 
 def mini_vae() -> AutoencoderDC:
-    """A VAE of 2.8 M parameters with FLUX.1's latent shape: 16 channels, 1/8 size.
+    """A VAE of 2.7 M parameters with FLUX.1's latent shape: 16 channels, 1/8 size.
 
     The encoder starts with a pixel unshuffle, so that nothing but one convolution runs at full size. The
     decoder ends with a thin block at full size: without it, what pixel shuffles leave shows as a grid.

@@ -38,14 +38,15 @@ _PLANES = (
 
 
 def grid(image: Float[Tensor, "b 3 h w"], hr: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
-    """Mean squared difference of the grid contrasts (`grid_contrast`) of Y, over images, axes and harmonics.
+    """Mean absolute difference of the grid contrasts (`grid_contrast`) of Y, over images, axes and harmonics.
 
-    Contrasts are logarithms, so that a faint pattern on smooth ground, where it shows, weighs as much as a
-    strong one on texture. RGB in [0, 1]; sides of 128 px or more. Decode in float32 for it: bfloat16 rounds
-    to half a level of 8 bits, and the noise of that hides what shows in float32.
+    Absolute, not squared: what a picture happens to hold at one frequency is no grid, and must not outweigh
+    the rest. Contrasts are logarithms, so that a faint pattern on smooth ground, where it shows, weighs as
+    much as a strong one on texture. RGB in [0, 1]; sides of 128 px or more. Decode in float32 for it: bfloat16
+    rounds to half a level of 8 bits, and the noise of that hides what shows in float32.
     """
     y, y_hr = unrounded_luma(image), unrounded_luma(hr)
-    terms = [(_contrast(a) - _contrast(b)).square().mean() for a, b in ((y, y_hr), (y.mT, y_hr.mT))]
+    terms = [(_contrast(a) - _contrast(b)).abs().mean() for a, b in ((y, y_hr), (y.mT, y_hr.mT))]
     return torch.stack(terms).mean()
 
 

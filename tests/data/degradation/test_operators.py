@@ -62,6 +62,42 @@ def test_resize_by_area_is_pillows_box() -> None:
         np.testing.assert_allclose(resized[0, channel].numpy(), np.asarray(expected), atol=1e-6)
 
 
+def area_matrix(outputs: int, inputs: int) -> np.ndarray:
+    """Each output is the mean of the whole pixels that its span touches."""
+    matrix = np.zeros((outputs, inputs))
+    for i in range(outputs):
+        first, last = math.floor(i * inputs / outputs), math.ceil((i + 1) * inputs / outputs)
+        matrix[i, first:last] = 1 / (last - first)
+    return matrix
+
+
+def cubic_matrix(outputs: int, inputs: int) -> np.ndarray:
+    """Keys's cubic convolution with a = -0.75 at pixel centers, edges repeated."""
+
+    def keys(x: float) -> float:
+        x, a = abs(x), -0.75
+        if x <= 1:
+            return (a + 2) * x**3 - (a + 3) * x**2 + 1
+        return a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a if x < 2 else 0.0
+
+    matrix = np.zeros((outputs, inputs))
+    for i in range(outputs):
+        center = (i + 0.5) * inputs / outputs - 0.5
+        for j in range(math.floor(center) - 1, math.floor(center) + 3):
+            matrix[i, min(max(j, 0), inputs - 1)] += keys(center - j)
+    return matrix
+
+
+@pytest.mark.parametrize("size", [(13, 41), (33, 7), (21, 30), (50, 61)])
+@pytest.mark.parametrize(("mode", "matrix"), [("area", area_matrix), ("bicubic", cubic_matrix)])
+def test_resize_is_a_product_of_matrices(size, mode, matrix) -> None:
+    image = random_images(1, 3, 21, 30)
+    resized = operators.resize(image, size, mode)
+    rows, columns = matrix(size[0], 21), matrix(size[1], 30)
+    expected = np.einsum("yh,chw,xw->cyx", rows, image[0].double().numpy(), columns)
+    np.testing.assert_allclose(resized[0].numpy(), expected, atol=1e-5)
+
+
 def test_resize_bilinear_samples_at_pixel_centers() -> None:
     image = random_images(1, 3, 21, 30)
     resized = operators.resize(image, (13, 41), "bilinear")
