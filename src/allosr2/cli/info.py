@@ -60,10 +60,10 @@ def _count(module: nn.Module) -> str:
 
 
 def _adapters(*parts: nn.Module) -> str:
-    from allosr2.backbones.lora import adapter_rank
+    from allosr2.backbones.lora import adapter_size
 
     count = sum(p.numel() for part in parts for n, p in part.named_parameters() if ".lora_" in n)
-    ranks = sorted({adapter_rank(part) for part in parts})
+    ranks = sorted({adapter_size(part)[0] for part in parts})
     return f"{_parameters(count)}, rank {' and '.join(map(str, ranks))}"
 
 
