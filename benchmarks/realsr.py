@@ -38,6 +38,8 @@ from allosr2.losses.perceptual import LPIPS
 
 Method = Callable[[str, Float[Tensor, "1 3 h w"]], Float[Tensor, "1 3 h*4 w*4"] | None]
 """From an image's name and LR pixels to its enlargement; None where there is none."""
+OSEDIFF = "OSEDiff, its images"
+"""Published results that lie beside the pairs; a second table is of their images alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +65,7 @@ def main(options: Options) -> None:
     methods: dict[str, Method] = {
         "bicubic": lambda _, lr: enlarge(lr, 4),
         options.model: lambda _, lr: upscaler(lr),
-        "OSEDiff, its images": lambda name, _: _read(options.pairs / "osediff" / name),
+        OSEDIFF: lambda name, _: _read(options.pairs / "osediff" / name),
     }
     rows: list[dict[str, str | float]] = []
     paths = find_images(options.pairs / "hr")[: options.limit]
@@ -100,10 +102,13 @@ def main(options: Options) -> None:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
             writer.writerows(rows)
-    print(_table(rows))
-    print(_published(options.pairs / "osediff_published.csv", {path.name for path in paths}))
+    names = {str(row["image"]) for row in rows}
+    shared = {str(row["image"]) for row in rows if row["method"] == OSEDIFF}
+    for images in [names, shared] if shared else [names]:
+        print(_table([row for row in rows if row["image"] in images]))
+        print(_published(options.pairs / "osediff_published.csv", images) + "\n")
     print(
-        f"\n{len(paths)} pairs; {_machine()}; torch {version('torch')}, {torch.get_num_threads()} threads"
+        f"{len(paths)} pairs; {_machine()}; torch {version('torch')}, {torch.get_num_threads()} threads"
     )
 
 
