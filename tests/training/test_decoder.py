@@ -19,7 +19,7 @@ from allosr2.backbones.base import load_transformer, load_vae
 from allosr2.backbones.codec import Codec
 from allosr2.backbones.flux import Conditioning, FluxVelocity
 from allosr2.backbones.lora import add_adapter
-from allosr2.data.degradation import preset
+from allosr2.data.degradation import preset, quiet
 from allosr2.data.pairs import Batch
 from allosr2.errors import ConfigError
 from allosr2.losses.grid import grid, hatch
@@ -91,6 +91,11 @@ def test_it_is_given_restored_latents_and_asked_for_hr_images(
     ]
     assert set(kinds) == {0.0: {"own"}, 0.5: {"own", "restored"}, 1.0: {"restored"}}[fraction]
     torch.testing.assert_close(terms["total"], expected)
+
+
+def test_quiet_pairs(config: DecoderTraining) -> None:
+    stage = DecoderStage(dataclasses.replace(config, quiet=True), CPU)
+    assert stage.degradation == quiet(preset("mild"))
 
 
 def test_its_loss_is_the_weighted_sum(config: DecoderTraining, random_lpips: Path) -> None:

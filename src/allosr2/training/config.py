@@ -298,6 +298,8 @@ class DecoderTraining:
     result_fraction: float = 0.75
     """Fraction of images that are degraded and restored before they are decoded, in [0, 1]; of the others
     it is the HR image's own latents, so that the VAE remains one."""
+    quiet: bool = False
+    """Degrade with next to no noise and JPEG: clean LR images restore to smoother latents."""
     grid_weight: float = 0.0
     """Weight of the losses against grids and hatches (`allosr2.losses.grid`); 0 leaves them out."""
 

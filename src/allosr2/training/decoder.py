@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from allosr2.backbones.base import save_base
-from allosr2.data.degradation import preset
+from allosr2.data.degradation import preset, quiet
 from allosr2.data.pairs import Batch
 from allosr2.errors import ConfigError
 from allosr2.imaging.resize import enlarge
@@ -45,7 +45,8 @@ class DecoderStage:
         self.module = load_frozen_codec(self._folder).to(device)
         self.module.to(memory_format=torch.channels_last)
         self.module.vae.decoder.requires_grad_(True)
-        self.degradation = preset(self._model.config.preset)
+        degradation = preset(self._model.config.preset)
+        self.degradation = quiet(degradation) if config.quiet else degradation
         self.scale = self._model.config.scale
         self.constants: dict[str, float] = {}
         self._config = config

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from allosr2.data.degradation import PRESET_NAMES, preset
+from allosr2.data.degradation import PRESET_NAMES, preset, quiet
 from allosr2.data.degradation.presets import (
     BlurConfig,
     KernelProbabilities,
@@ -115,3 +115,15 @@ def test_values_that_cannot_work() -> None:
         replace(mild.first, jpeg_quality=(60, 101))
     with pytest.raises(ConfigError, match=r"DegradationConfig\.undegraded_probability"):
         replace(mild, undegraded_probability=float("nan"))
+
+
+@pytest.mark.parametrize("name", PRESET_NAMES)
+def test_quiet_leaves_blur_and_size(name: str) -> None:
+    config, calm = preset(name), quiet(preset(name))
+    for stage, calmer in ((config.first, calm.first), (config.second, calm.second)):
+        assert (calmer.blur, calmer.resize) == (stage.blur, stage.resize)
+        assert calmer.noise.gray_probability == stage.noise.gray_probability
+        assert calmer.noise.gaussian_sigma[1] < 2 <= stage.noise.gaussian_sigma[1]
+        assert calmer.noise.poisson_scale[1] <= 0.1 < stage.noise.poisson_scale[1]
+        assert calmer.jpeg_quality == (95, 100)
+    assert calm.final_sinc_probability == config.final_sinc_probability

@@ -1,7 +1,7 @@
 """The second-order degradation of Real-ESRGAN (arXiv:2107.10833): drawn first, then applied."""
 
 from allosr2.data.degradation.pipeline import Degradation, degrade, sample_degradation
-from allosr2.data.degradation.presets import PRESET_NAMES, DegradationConfig, preset
+from allosr2.data.degradation.presets import PRESET_NAMES, DegradationConfig, preset, quiet
 
 __all__ = [
     "PRESET_NAMES",
@@ -9,5 +9,6 @@ __all__ = [
     "DegradationConfig",
     "degrade",
     "preset",
+    "quiet",
     "sample_degradation",
 ]

@@ -216,6 +216,16 @@ def _stablesr() -> DegradationConfig:
     )
 
 
+def quiet(config: DegradationConfig) -> DegradationConfig:
+    """The same blurs and resizes with next to no noise and JPEG: LR images as a good camera gives them."""
+
+    def stage(of: StageConfig) -> StageConfig:
+        noise = replace(of.noise, gaussian_sigma=(0.0, 1.5), poisson_scale=(0.0, 0.1))
+        return replace(of, noise=noise, jpeg_quality=(95, 100))
+
+    return replace(config, first=stage(config.first), second=stage(config.second))
+
+
 def preset(name: str) -> DegradationConfig:
     """The degradation published under a name.
 
