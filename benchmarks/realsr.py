@@ -104,7 +104,7 @@ def main(options: Options) -> None:
             writer.writerows(rows)
     names = {str(row["image"]) for row in rows}
     shared = {str(row["image"]) for row in rows if row["method"] == OSEDIFF}
-    for images in [names, shared] if shared else [names]:
+    for images in [names, shared] if shared and shared != names else [names]:
         print(_table([row for row in rows if row["image"] in images]))
         print(_published(options.pairs / "osediff_published.csv", images) + "\n")
     print(

@@ -189,17 +189,6 @@ def embed_another_base(folder: Path) -> None:
     ).save_pretrained(folder / "base" / "transformer")
 
 
-def embed_vae_of_other_channels(folder: Path) -> None:
-    base = Path(json.loads((folder / CONFIG_NAME).read_text())["base"])
-    copy_base(base, folder)
-    edit_config(base="base")(folder)
-    from diffusers import AutoencoderKL
-
-    path = folder / "base" / "vae"
-    vae = AutoencoderKL.from_config(AutoencoderKL.load_config(path), latent_channels=8)
-    vae.save_pretrained(path)
-
-
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda folder: (folder / CONFIG_NAME).unlink(), f"no {CONFIG_NAME} in it"),
     "broken json": (lambda folder: (folder / CONFIG_NAME).write_text('{"base":\n'), "not a model"),
@@ -222,10 +211,6 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "base cut short": (embed_broken_base, "its transformer cannot be loaded"),
     "base incomplete": (embed_base_without_vae, "no vae/config.json"),
     "base with NaN": (embed_base_with_nan, "decoder.conv_in.bias holds NaN"),
-    "base of two kinds": (
-        embed_vae_of_other_channels,
-        "latents have 8 channels, the transformer's 4|do not fit the base",
-    ),
     "another base": (embed_another_base, "do not fit the base"),
     "no adapters": (lambda folder: (folder / ADAPTERS).unlink(), "adapters cannot be read"),
     "adapters cut short": (truncate(ADAPTERS), "adapters cannot be read"),

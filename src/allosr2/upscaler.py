@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable
+from numbers import Integral
 from pathlib import Path
 from typing import TypeVar
 
@@ -130,9 +131,9 @@ class Upscaler:
         """The factor to enlarge by: `scale`, or the model's own. Raises ConfigError out of 1 to 8."""
         if scale is None:
             return self.model.config.scale
-        if not isinstance(scale, int) or not 1 <= scale <= LARGEST_SCALE:  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not isinstance(scale, Integral) or not 1 <= scale <= LARGEST_SCALE:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigError(f"scale is {scale}: use a whole number from 1 to {LARGEST_SCALE}")
-        return scale
+        return int(scale)
 
     @torch.no_grad()
     def _enlarge(

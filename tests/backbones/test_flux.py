@@ -141,6 +141,15 @@ def test_a_guidance_that_does_not_suit_the_base_is_refused(distilled, guidance):
         FluxVelocity(transformer(distilled), conditioning(0), guidance)
 
 
+def test_a_vae_of_other_channels_is_refused():
+    velocity = FluxVelocity(transformer(False), conditioning(0))
+    velocity.check_channels(4)
+    with pytest.raises(
+        ModelError, match="latents have 16 channels, the transformer's 4; take both"
+    ):
+        velocity.check_channels(16)
+
+
 def test_a_prompt_of_another_base_is_refused():
     other = Conditioning(prompt=torch.zeros(3, 13), pooled=torch.zeros(10))
     with pytest.raises(ModelError, match=r"widths \(13, 10\), this base needs \(12, 10\)"):

@@ -136,6 +136,14 @@ def test_hatch_is_the_excess_over_the_local_spectra() -> None:
     assert hatch(image, hr).item() == pytest.approx(np.mean(terms), rel=1e-9)
 
 
+@pytest.mark.parametrize("loss", [grid, hatch])
+def test_autocast_changes_nothing(loss) -> None:
+    image, hr = noise(1, 3, 128, 128, level=0.005), noise(1, 3, 128, 128, level=0.005, seed=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = loss(image, hr)
+    assert torch.equal(found, loss(image, hr))
+
+
 def test_missing_detail_is_no_hatch() -> None:
     hr = noise(1, 3, 128, 128, level=0.1)
     blurred = torch.nn.functional.avg_pool2d(hr, 5, stride=1, padding=2, count_include_pad=False)

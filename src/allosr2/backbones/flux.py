@@ -96,7 +96,7 @@ class FluxVelocity(nn.Module):
         found = (conditioning.prompt.shape[1], conditioning.pooled.shape[0])
         if expected != found:
             raise ModelError(
-                f"conditioning has widths {found}, this base needs {expected}; take its own"
+                f"conditioning has widths {found}, this base needs {expected}; take its own file"
             )
         self.transformer = transformer
         self.guidance = guidance

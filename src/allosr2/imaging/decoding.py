@@ -39,7 +39,7 @@ _PIXEL_LAYOUT_TAGS = frozenset(
 )
 
 _PIXEL_SIZE_TAGS = frozenset({40962, 40963})
-"""PixelXDimension and PixelYDimension, which cameras write and no enlargement makes true."""
+"""PixelXDimension and PixelYDimension, which cameras write: wrong of the enlarged picture."""
 
 # `warnings.catch_warnings` swaps the process's filters: two threads inside it at once would leave
 # the wrong ones behind.

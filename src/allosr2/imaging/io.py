@@ -177,7 +177,7 @@ def find_images(folder: Path, *, recursive: bool = False) -> list[Path]:
     """List the image files of a folder by suffix, any case, sorted; hidden ones are left out.
 
     Raises:
-        ImageError: if `folder` is no folder, or cannot be read.
+        ImageError: if `folder` is no folder, or cannot be read; unreadable ones inside it are passed over.
     """
     folder = Path(folder)
     if not folder.is_dir():

@@ -287,7 +287,7 @@ class AlloSR2Training:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecoderTraining:
-    """Stage 4 of `mini`: its VAE's decoder, trained on what the model restores; all else stays as it is."""
+    """Stage 4 of `mini`: its VAE's decoder, trained on what the model restores; nothing else is trained."""
 
     run: RunConfig
     images: ImagesConfig
@@ -296,10 +296,10 @@ class DecoderTraining:
     model: str
     """Model folder that its base lies in, or `mini`."""
     result_fraction: float = 0.75
-    """Fraction of images that are degraded and restored before they are decoded, in [0, 1]; of the others
-    it is the HR image's own latents, so that the VAE remains one."""
+    """Fraction of images that are degraded and restored before they are decoded, in [0, 1]; the others'
+    own latents are decoded, so that the VAE remains one."""
     quiet: bool = False
-    """Degrade with next to no noise and JPEG: clean LR images restore to smoother latents."""
+    """Degrade with next to no noise and JPEG: such LR images restore to smoother latents, where grids show."""
     grid_weight: float = 0.0
     """Weight of the losses against grids and hatches (`allosr2.losses.grid`); 0 leaves them out."""
 

@@ -20,7 +20,7 @@ from allosr2.errors import ConfigError
 from allosr2.imaging.resize import enlarge
 from allosr2.losses.grid import float32_for_grids, grid, hatch
 from allosr2.losses.perceptual import LPIPS
-from allosr2.model import AlloSR2, copy_base, load_frozen_codec, model_folder
+from allosr2.model import AlloSR2, ModelConfig, copy_base, load_frozen_codec, model_folder
 from allosr2.training.checkpoint import provenance_fields
 from allosr2.training.config import DecoderTraining
 from allosr2.training.noise import uniform
@@ -33,21 +33,26 @@ class DecoderStage:
     """
 
     def __init__(self, config: DecoderTraining, device: torch.device) -> None:
-        self._folder = model_folder(config.model)
-        self._model = AlloSR2.from_pretrained(self._folder).merge().to(device)
-        self._model.codec.to(memory_format=torch.channels_last)
-        self._base = self._folder / self._model.config.base
-        if not (self._base.is_dir() and self._base.is_relative_to(self._folder)):
+        folder = model_folder(config.model)
+        base = ModelConfig.read(folder).base
+        self._base = folder / base
+        if not (self._base.is_dir() and self._base.resolve().is_relative_to(folder.resolve())):
             raise ConfigError(
-                f"model is {config.model}: its base {self._model.config.base} lies elsewhere and would not get "
-                "the new decoder; use a model that was trained with --embed-base"
+                f"model is {config.model}: its base {base} lies elsewhere and would not get the new decoder; "
+                "use a model that was trained with --embed-base"
             )
-        self.module = load_frozen_codec(self._folder).to(device)
+        self._model = AlloSR2.from_pretrained(folder).merge().to(device)
+        self._model.codec.to(memory_format=torch.channels_last)
+        self.module = load_frozen_codec(folder).to(device)
         self.module.to(memory_format=torch.channels_last)
         self.module.vae.decoder.requires_grad_(True)
         degradation = preset(self._model.config.preset)
         self.degradation = quiet(degradation) if config.quiet else degradation
         self.scale = self._model.config.scale
+        if config.images.crop % self.scale:
+            raise ConfigError(
+                f"crop is {config.images.crop}: use a multiple of the model's scale {self.scale}"
+            )
         self.constants: dict[str, float] = {}
         self._config = config
         self._weight = config.perceptual.perceptual_weight
@@ -83,9 +88,11 @@ class DecoderStage:
         return terms | {"total": total}
 
     def export(self, folder: Path) -> Path:
-        """Write the model folder, as it was but for the decoder and for the provenance."""
+        """Write the model with its base inside: the new decoder, the rest as it was, the VAE in bfloat16."""
         provenance = self._model.config.provenance | {"decoder": provenance_fields(self._config)}
-        self._model.config = dataclasses.replace(self._model.config, provenance=provenance)
+        self._model.config = dataclasses.replace(
+            self._model.config, base="base", provenance=provenance
+        )
         self._model.save_pretrained(folder)
         copy_base(self._base, folder)
         save_base(folder / "base", vae=self.module.vae)

@@ -94,6 +94,7 @@ def mini_decoder() -> DecoderTraining:
         ),
         perceptual=PerceptualConfig(perceptual_weight=1.0),
         model="runs/mini/model",
+        quiet=True,
         grid_weight=0.3,
     )
 
