@@ -77,7 +77,6 @@ def test_it_is_faithful_on_realsr(realsr):
     assert torch.cat([psnr_y(sr, hr) for sr, hr in realsr]).mean() > 24
 
 
-@pytest.mark.xfail(strict=True, reason="these weights show a grid on flat ground: docs/mini.md")
 def test_it_shows_no_grid_on_realsr(realsr):
     ratios = torch.cat([periodicity(sr) / periodicity(hr) for sr, hr in realsr])
     assert ratios.mean() < LARGEST_GRID
