@@ -8,12 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
+from training.pillow_resize import pillow_bicubic
 
 from allosr2.backbones.base import load_transformer, load_vae
 from allosr2.backbones.codec import Codec
@@ -55,11 +54,6 @@ def model(small_base: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def config(parts: Callable[..., dict[str, Any]], model: Path, tmp_path: Path) -> DecoderTraining:
     return DecoderTraining(**parts(tmp_path / "run", steps=2), model=str(model))
-
-
-def pillow_bicubic(plane: Tensor, side: int) -> Tensor:
-    image = Image.fromarray(plane.numpy(), mode="F")
-    return torch.from_numpy(np.array(image.resize((side, side), Image.Resampling.BICUBIC)))
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0])

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from training.pillow_resize import pillow_bicubic
 
 from allosr2.backbones.base import load_transformer, load_vae
 from allosr2.backbones.codec import Codec
@@ -182,12 +183,6 @@ def test_softened_images_are_the_target(build: Build, tmp_path: Path, fraction: 
     ]
     assert kinds.count("blurred") + kinds.count("sharp") == 16
     assert abs(kinds.count("blurred") - 16 * fraction) <= 16 * fraction * (1 - fraction)
-
-
-def pillow_bicubic(plane: Tensor, side: int) -> Tensor:
-    """Pillow's bicubic resize of one float plane."""
-    image = Image.fromarray(plane.numpy(), mode="F")
-    return torch.from_numpy(np.array(image.resize((side, side), Image.Resampling.BICUBIC)))
 
 
 def test_codec_exports_its_average_in_bfloat16(build: Build, tmp_path: Path) -> None:

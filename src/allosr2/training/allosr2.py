@@ -27,7 +27,6 @@ from allosr2.data.pairs import Batch, batches
 from allosr2.data.photos import HRImages
 from allosr2.errors import ConfigError
 from allosr2.imaging.resize import enlarge
-from allosr2.losses.perceptual import LPIPS
 from allosr2.model import (
     CONDITIONING_NAME,
     AlloSR2,
@@ -38,6 +37,7 @@ from allosr2.model import (
 )
 from allosr2.training.checkpoint import provenance_fields
 from allosr2.training.config import AlloSR2Training
+from allosr2.training.perceptual import build_lpips
 from allosr2.training.step import algorithm_1
 from allosr2.trajectory import latent_power, optimal_time
 
@@ -66,8 +66,7 @@ class AlloSR2Stage:
         self.degradation = preset(config.preset)
         self.scale = config.scale
         self._config = config
-        path, weight = config.perceptual.perceptual, config.perceptual.perceptual_weight
-        self._lpips = LPIPS.from_file(path).to(device) if weight else None
+        self._lpips = build_lpips(config.perceptual, device, compile=config.run.compile)
         vae, transformer = load_vae(config.base), load_transformer(config.base)
         self._frozen = Codec(copy.deepcopy(vae)).to(device).to(memory_format=torch.channels_last)
         conditioning = Conditioning.empty(transformer)
@@ -106,8 +105,6 @@ class AlloSR2Stage:
         self.module = AlloSR2(Codec(vae), velocity, model_config).to(device)
         self.module.codec.to(memory_format=torch.channels_last)
         if config.run.compile:
-            if self._lpips is not None:
-                self._lpips.compile()
             for codec in (self._frozen, self.module.codec):
                 codec.vae.encoder.compile()
                 codec.vae.decoder.compile()

@@ -14,9 +14,9 @@ from allosr2.backbones.codec import Codec
 from allosr2.backbones.presets import mini_vae
 from allosr2.data.pairs import Batch
 from allosr2.imaging.resize import enlarge, resize
-from allosr2.losses.perceptual import LPIPS
 from allosr2.training.config import CodecTraining
 from allosr2.training.noise import normal, uniform
+from allosr2.training.perceptual import build_lpips
 
 _LATENT_WEIGHT = 0.1
 """Weight of the latent's distance from N(0, 1): enough to hold its scale, too little to cost detail."""
@@ -39,11 +39,8 @@ class CodecStage:
         self.constants: dict[str, float] = {}
         self._config = config
         self._weight = config.perceptual.perceptual_weight
-        path = config.perceptual.perceptual
-        self._lpips = LPIPS.from_file(path).to(device) if self._weight else None
+        self._lpips = build_lpips(config.perceptual, device, compile=config.run.compile)
         if config.run.compile:
-            if self._lpips is not None:
-                self._lpips.compile()
             vae.encoder.compile()
             vae.decoder.compile()
 

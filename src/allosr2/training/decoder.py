@@ -19,11 +19,11 @@ from allosr2.data.pairs import Batch
 from allosr2.errors import ConfigError
 from allosr2.imaging.resize import enlarge
 from allosr2.losses.grid import float32_for_grids, grid, hatch
-from allosr2.losses.perceptual import LPIPS
 from allosr2.model import AlloSR2, ModelConfig, copy_base, load_frozen_codec, model_folder
 from allosr2.training.checkpoint import provenance_fields
 from allosr2.training.config import DecoderTraining
 from allosr2.training.noise import uniform
+from allosr2.training.perceptual import build_lpips
 
 
 class DecoderStage:
@@ -56,11 +56,8 @@ class DecoderStage:
         self.constants: dict[str, float] = {}
         self._config = config
         self._weight = config.perceptual.perceptual_weight
-        path = config.perceptual.perceptual
-        self._lpips = LPIPS.from_file(path).to(device) if self._weight else None
+        self._lpips = build_lpips(config.perceptual, device, compile=config.run.compile)
         if config.run.compile:
-            if self._lpips is not None:
-                self._lpips.compile()
             self.module.vae.encoder.compile()
             self.module.vae.decoder.compile()
             self._model.codec.vae.encoder.compile()

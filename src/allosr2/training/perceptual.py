@@ -1,0 +1,18 @@
+"""LPIPS as a training config asks for it."""
+
+from __future__ import annotations
+
+import torch
+
+from allosr2.losses.perceptual import LPIPS
+from allosr2.training.config import PerceptualConfig
+
+
+def build_lpips(config: PerceptualConfig, device: torch.device, *, compile: bool) -> LPIPS | None:  # noqa: A002
+    """LPIPS from the config's file, frozen; None where its weight is 0. Raises ModelError."""
+    if not config.perceptual_weight:
+        return None
+    lpips = LPIPS.from_file(config.perceptual).to(device)
+    if compile:
+        lpips.compile()
+    return lpips
