@@ -54,14 +54,18 @@ def tiny_model(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """A model folder on `tiny_base`: random rank-4 adapters that have an effect, 3 text tokens, guidance 1."""
     from allosr2.backbones.base import load_transformer, load_vae
     from allosr2.backbones.codec import Codec
-    from allosr2.backbones.flux import Conditioning, FluxVelocity
+    from allosr2.backbones.flux import FluxVelocity
     from allosr2.backbones.lora import add_adapter
+    from allosr2.backbones.velocity import Conditioning
     from allosr2.model import AlloSR2, ModelConfig
 
     torch.manual_seed(1)
     vae, transformer = load_vae(str(tiny_base)), load_transformer(str(tiny_base))
-    for part, module in (("vae", vae), ("transformer", transformer)):
-        add_adapter(module, part, rank=4, alpha=8)
+    for module, targets in (
+        (vae, Codec.lora_targets),
+        (transformer, FluxVelocity.lora_targets),
+    ):
+        add_adapter(module, targets, rank=4, alpha=8)
         for name, parameter in module.named_parameters():
             if ".lora_B." in name:
                 torch.nn.init.normal_(parameter, std=0.02)

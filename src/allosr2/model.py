@@ -15,10 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from allosr2.backbones.base import load_transformer, load_vae
+from allosr2.backbones.base import codec_of, load_transformer, load_vae, velocity_of
 from allosr2.backbones.codec import Codec
-from allosr2.backbones.flux import PATCH, Conditioning, FluxVelocity
 from allosr2.backbones.lora import load_adapters, merge_adapters, save_adapters
+from allosr2.backbones.velocity import Conditioning, VelocityField
 from allosr2.card import model_card
 from allosr2.errors import ModelError
 from allosr2.flow import clean_prediction
@@ -95,7 +95,7 @@ class AlloSR2(nn.Module):
     `codec` maps images in [0, 1] to latents and back; `velocity` is the flow; both carry LoRA until merged.
     """
 
-    def __init__(self, codec: Codec, velocity: FluxVelocity, config: ModelConfig) -> None:
+    def __init__(self, codec: Codec, velocity: VelocityField, config: ModelConfig) -> None:
         super().__init__()
         self.codec = codec
         self.velocity = velocity
@@ -104,7 +104,7 @@ class AlloSR2(nn.Module):
     @property
     def multiple(self) -> int:
         """Sides of an image must be multiples of this many pixels."""
-        return self.codec.factor * PATCH
+        return self.codec.factor * self.velocity.patch
 
     def one_step(self, z_lr: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """`z_sr = z_lr - t* v(z_lr, t*)`: one Euler step from t* to data (arXiv:2604.19238, Eq. 7)."""
@@ -138,9 +138,9 @@ class AlloSR2(nn.Module):
                 f"{folder / CONDITIONING_NAME}: it has {conditioning.prompt.shape[0]} text tokens, "
                 f"{CONFIG_NAME} says {config.prompt_length}; export the model again"
             )
-        codec = Codec(vae)
+        codec = codec_of(vae)
         try:
-            velocity = FluxVelocity(transformer, conditioning, config.guidance)
+            velocity = velocity_of(transformer, conditioning, config.guidance)
             velocity.check_channels(codec.channels)
         except ModelError as error:
             raise ModelError(f"{folder}: {error}") from error
@@ -197,7 +197,7 @@ def base_of(folder: Path, config: ModelConfig) -> str:
 def load_frozen_codec(source: str | Path) -> Codec:
     """The codec of a model's base, without adapters: the fixed encoder of Eq. 6. Raises ModelError."""
     folder = model_folder(source)
-    return Codec(load_vae(base_of(folder, ModelConfig.read(folder))))
+    return codec_of(load_vae(base_of(folder, ModelConfig.read(folder))))
 
 
 def load_conditioning(path: Path) -> Conditioning:

@@ -4,14 +4,8 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
-from allosr2.backbones.flux import (
-    Conditioning,
-    FluxVelocity,
-    pack,
-    position_ids,
-    representable_time,
-    unpack,
-)
+from allosr2.backbones.flux import FluxVelocity, pack, position_ids, unpack
+from allosr2.backbones.velocity import Conditioning, representable_time
 from allosr2.errors import ModelError
 from allosr2.flow import clean_prediction
 
@@ -109,7 +103,9 @@ def test_samples_of_a_batch_do_not_meet():
 
 
 def test_single_blocks_alone_are_enough():
-    field = FluxVelocity(network := transformer(False, layers=0), Conditioning.empty(network))
+    field = FluxVelocity(
+        network := transformer(False, layers=0), FluxVelocity.without_text(network)
+    )
     assert field.prompt.shape == (0, 12)
     assert torch.equal(field.pooled, torch.zeros(10))
     with torch.no_grad():

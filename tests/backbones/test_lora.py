@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from allosr2.backbones.base import load_transformer, load_vae
 from allosr2.backbones.codec import Codec
-from allosr2.backbones.flux import Conditioning, FluxVelocity
+from allosr2.backbones.flux import FluxVelocity
 from allosr2.backbones.lora import (
     FILE_NAME,
     adapter_size,
@@ -21,6 +21,7 @@ from allosr2.backbones.lora import (
     save_adapters,
     target_names,
 )
+from allosr2.backbones.velocity import Conditioning
 from allosr2.errors import ModelError
 
 TRANSFORMER_TARGETS = {
@@ -92,16 +93,16 @@ def metadata_of(folder: Path) -> dict[str, str]:
 
 
 def test_targets_are_the_listed_ones(transformer, vae):
-    assert set(target_names(transformer, "transformer")) == TRANSFORMER_TARGETS
-    assert set(target_names(vae, "vae")) == VAE_TARGETS
+    assert set(target_names(transformer, FluxVelocity.lora_targets)) == TRANSFORMER_TARGETS
+    assert set(target_names(vae, Codec.lora_targets)) == VAE_TARGETS
 
 
 def test_adapters_sit_on_the_targets_and_nowhere_else(transformer, vae):
-    for module, part, targets in (
-        (transformer, "transformer", TRANSFORMER_TARGETS),
-        (vae, "vae", VAE_TARGETS),
+    for module, pattern, targets in (
+        (transformer, FluxVelocity.lora_targets, TRANSFORMER_TARGETS),
+        (vae, Codec.lora_targets, VAE_TARGETS),
     ):
-        add_adapter(module, part, rank=3, alpha=6)
+        add_adapter(module, pattern, rank=3, alpha=6)
         trainable = {name for name, p in module.named_parameters() if p.requires_grad}
         assert trainable == {
             f"{target}.lora_{side}.default.weight" for target in targets for side in "AB"
@@ -111,8 +112,8 @@ def test_adapters_sit_on_the_targets_and_nowhere_else(transformer, vae):
 
 def test_a_fresh_adapter_has_no_effect(transformer, vae):
     before = velocity(transformer), latent(vae)
-    add_adapter(transformer, "transformer", rank=3, alpha=6)
-    add_adapter(vae, "vae", rank=3, alpha=6)
+    add_adapter(transformer, FluxVelocity.lora_targets, rank=3, alpha=6)
+    add_adapter(vae, Codec.lora_targets, rank=3, alpha=6)
     assert torch.equal(velocity(transformer), before[0])
     assert torch.equal(latent(vae), before[1])
 

@@ -16,7 +16,7 @@ from training.pillow_resize import pillow_bicubic
 
 from allosr2.backbones.base import load_transformer, load_vae
 from allosr2.backbones.codec import Codec
-from allosr2.backbones.flux import Conditioning, FluxVelocity
+from allosr2.backbones.flux import FluxVelocity
 from allosr2.backbones.lora import add_adapter
 from allosr2.data.degradation import preset, quiet
 from allosr2.data.pairs import Batch
@@ -37,12 +37,15 @@ def model(small_base: Path, tmp_path: Path) -> Path:
     """A model with the small base inside, whose random adapters have an effect."""
     torch.manual_seed(1)
     vae, transformer = load_vae(str(small_base)), load_transformer(str(small_base))
-    for part, module in (("vae", vae), ("transformer", transformer)):
-        add_adapter(module, part, rank=2, alpha=2)
+    for module, targets in (
+        (vae, Codec.lora_targets),
+        (transformer, FluxVelocity.lora_targets),
+    ):
+        add_adapter(module, targets, rank=2, alpha=2)
         for name, parameter in module.named_parameters():
             if ".lora_B." in name:
                 torch.nn.init.normal_(parameter, std=0.1)
-    velocity = FluxVelocity(transformer, Conditioning.empty(transformer))
+    velocity = FluxVelocity(transformer, FluxVelocity.without_text(transformer))
     config = ModelConfig(base="weights", t_star=0.4, scale=4, preset="mild", prompt_length=0)
     folder = tmp_path / "model"
     AlloSR2(Codec(vae), velocity, config).save_pretrained(folder)

@@ -2,66 +2,96 @@
 
 from __future__ import annotations
 
+import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from diffusers import AutoencoderDC, AutoencoderKL, AutoModel, FluxTransformer2DModel
+from diffusers import (
+    AutoencoderDC,
+    AutoencoderKL,
+    AutoencoderKLFlux2,
+    AutoModel,
+    Flux2Transformer2DModel,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    ZImageTransformer2DModel,
+)
 from torch import nn
 
-from allosr2.errors import ModelError
+from allosr2.backbones.codec import Codec
+from allosr2.backbones.flux import FluxVelocity
+from allosr2.backbones.flux2 import Flux2Codec, Flux2Velocity
+from allosr2.backbones.hub import reach
+from allosr2.backbones.sd3 import SD3Velocity
+from allosr2.backbones.velocity import Conditioning, VelocityField
+from allosr2.backbones.z_image import ZImageVelocity
+from allosr2.errors import ConfigError, ModelError
 
 Part = Literal["transformer", "vae"]
+Precision = Literal["float32", "bfloat16", "nf4"]
+"""How weights are held; nf4 is 4 bits a weight, for frozen ones alone (bitsandbytes)."""
+
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
-def _load(base: str, part: Part, dtype: torch.dtype) -> nn.Module:
-    """One part of a base, frozen, in evaluation mode. Raises ModelError if it is absent or broken."""
-    folder = Path(base)
-    if folder.is_dir() and not (folder / part / "config.json").is_file():
-        raise ModelError(f"{base}: no {part}/config.json in it; name a folder in diffusers layout")
-    try:
-        model = cast(
-            nn.Module,
-            AutoModel.from_pretrained(
-                base, subfolder=part, torch_dtype=dtype, use_safetensors=True
-            ),
-        )
-    except Exception as error:  # diffusers, hub and safetensors each raise their own
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(
-            f"{base}: its {part} cannot be loaded ({reason}); "
-            "name a folder in diffusers layout, or a hub id that this machine can reach"
-        ) from error
-    missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    if missing:  # diffusers only warns of them
-        raise ModelError(
-            f"{base}: its {part} has no weights for {missing[0]} and {len(missing) - 1} others; copy it again"
-        )
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if not bool(torch.isfinite(tensor).all()):
+def family_of(transformer: nn.Module) -> type[VelocityField]:
+    """The velocity field of a transformer's kind. Raises ModelError for one that is not supported."""
+    match transformer:
+        case FluxTransformer2DModel():
+            return FluxVelocity
+        case Flux2Transformer2DModel():
+            return Flux2Velocity
+        case SD3Transformer2DModel():
+            return SD3Velocity
+        case ZImageTransformer2DModel():
+            return ZImageVelocity
+        case _:
             raise ModelError(
-                f"{base}: in its {part}, {name} holds NaN or infinity; copy or train it again"
+                f"a transformer of kind {type(transformer).__name__} is not supported; "
+                "use a base of FLUX.1, FLUX.2, Stable Diffusion 3 or Z-Image"
             )
-    return model.requires_grad_(False).eval()
 
 
-def load_vae(base: str, dtype: torch.dtype = torch.float32) -> AutoencoderKL | AutoencoderDC:
-    """The VAE of a base. Raises ModelError as above, or if its kind is not supported."""
-    vae = _load(base, "vae", dtype)
-    if not isinstance(vae, AutoencoderKL | AutoencoderDC):
-        raise ModelError(
-            f"{base}: its VAE is a {type(vae).__name__}; AutoencoderKL and AutoencoderDC are supported"
-        )
+def velocity_of(
+    transformer: nn.Module, conditioning: Conditioning, guidance: float | None = None
+) -> VelocityField:
+    """A transformer as a velocity field. Raises ModelError if prompt or guidance do not suit it."""
+    return family_of(transformer)(transformer, conditioning, guidance)
+
+
+def codec_of(vae: nn.Module) -> Codec:
+    """A VAE as a codec. Raises ModelError for a kind that is not supported."""
+    match vae:
+        case AutoencoderKL() | AutoencoderDC():
+            return Codec(vae)
+        case AutoencoderKLFlux2():
+            return Flux2Codec(vae)
+        case _:
+            raise ModelError(
+                f"a VAE of kind {type(vae).__name__} is not supported; "
+                "use a base with AutoencoderKL, AutoencoderKLFlux2 or AutoencoderDC"
+            )
+
+
+def load_vae(base: str, precision: Precision = "float32") -> nn.Module:
+    """The VAE of a base, frozen. Raises ModelError if it is absent, broken or of an unknown kind."""
+    vae = _load(base, "vae", precision)
+    try:
+        codec_of(vae)
+    except ModelError as error:
+        raise ModelError(f"{base}: {error}") from error
     return vae
 
 
-def load_transformer(base: str, dtype: torch.dtype = torch.float32) -> FluxTransformer2DModel:
-    """The transformer of a base. Raises ModelError as above, or if its kind is not supported."""
-    transformer = _load(base, "transformer", dtype)
-    if not isinstance(transformer, FluxTransformer2DModel):
-        raise ModelError(
-            f"{base}: its transformer is a {type(transformer).__name__}; FluxTransformer2DModel is supported"
-        )
+def load_transformer(base: str, precision: Precision = "float32") -> nn.Module:
+    """The transformer of a base, frozen. Raises ModelError as above."""
+    transformer = _load(base, "transformer", precision)
+    try:
+        family_of(transformer)
+    except ModelError as error:
+        raise ModelError(f"{base}: {error}") from error
     return transformer
 
 
@@ -76,3 +106,75 @@ def save_base(folder: Path, **parts: nn.Module) -> None:
         clone.load_state_dict(module.state_dict())
         nn.Module.to(clone, torch.bfloat16)
         clone.save_pretrained(folder / name)
+
+
+def _load(base: str, part: Part, precision: Precision) -> nn.Module:
+    """One part of a base, frozen, in evaluation mode. Raises ModelError if it is absent or broken."""
+    folder = Path(base)
+    if folder.is_dir():
+        _check_files(folder, part)
+    else:
+        reach(base, f"{part}/config.json")
+    held: dict[str, Any] = {
+        "torch_dtype": torch.float32 if precision == "float32" else torch.bfloat16
+    }
+    if precision == "nf4":
+        held["quantization_config"] = _nf4()
+    try:
+        model = cast(
+            nn.Module,
+            AutoModel.from_pretrained(base, subfolder=part, use_safetensors=True, **held),
+        )
+    except Exception as error:  # diffusers, hub and safetensors each raise their own
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"{base}: its {part} cannot be loaded ({reason}); "
+            "copy it again, or name another folder in diffusers layout or hub id"
+        ) from error
+    missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if missing:  # diffusers only warns of them
+        raise ModelError(
+            f"{base}: its {part} has no weights for {missing[0]} and {len(missing) - 1} others; copy it again"
+        )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if not bool(torch.isfinite(tensor).all()):
+            raise ModelError(
+                f"{base}: in its {part}, {name} holds NaN or infinity; copy or train it again"
+            )
+    return model.requires_grad_(False).eval()
+
+
+def _nf4() -> object:
+    """How diffusers quantizes to 4 bits. Raises ConfigError if what it needs is not installed."""
+    if not (find_spec("bitsandbytes") and find_spec("accelerate")):
+        raise ConfigError("base_precision is nf4: it needs pip install 'allosr2[quantize]'")
+    from diffusers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+    )
+
+
+def _check_files(folder: Path, part: Part) -> None:
+    """Raise ModelError, naming the file, if a local part lacks one or can only be read from a pickle."""
+    inside = folder / part
+    if not (inside / "config.json").is_file():
+        raise ModelError(
+            f"{folder}: no {part}/config.json in it; name a folder in diffusers layout"
+        )
+    for index in inside.glob("*.safetensors.index.json"):
+        try:
+            shards = set(json.loads(index.read_text())["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise ModelError(f"{index}: not an index of shards ({error}); copy it again") from error
+        missing = sorted(name for name in shards if not (inside / name).is_file())
+        if missing:
+            raise ModelError(
+                f"{inside}: {', '.join(missing)} of {len(shards)} shards missing or renamed; copy it again"
+            )
+    pickles = [path for pattern in _PICKLES for path in sorted(inside.glob(pattern))]
+    if pickles and not any(inside.glob("*.safetensors")):
+        raise ModelError(
+            f"{pickles[0]}: a pickle, which can run code when it is read, is not read; "
+            "save the base with safe_serialization=True"
+        )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
-from diffusers import AutoencoderDC, AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from allosr2.backbones.velocity import config_of
 
 
 class Codec(nn.Module):
@@ -18,10 +19,13 @@ class Codec(nn.Module):
     Only this class knows the VAE's own image range [-1, 1].
     """
 
-    def __init__(self, vae: AutoencoderKL | AutoencoderDC) -> None:
+    lora_targets: ClassVar[str] = r"encoder\..+"
+    """Layers that get adapters: the encoder's alone, the decoder stays as it was trained."""
+
+    def __init__(self, vae: nn.Module) -> None:
         super().__init__()
-        self.vae = vae
-        config = vae.config
+        self.vae: Any = vae
+        config = config_of(vae)
         self.shift: float = config.get("shift_factor") or 0.0
         self.scale: float = config.get("scaling_factor") or 1.0
         self.channels: int = config["latent_channels"]
@@ -34,12 +38,20 @@ class Codec(nn.Module):
         encoded = self.vae.encode(image * 2 - 1, return_dict=False)[0]
         if isinstance(encoded, DiagonalGaussianDistribution):
             encoded = encoded.mode()
-        return (_at_least_float32(encoded) - self.shift) * self.scale
+        return self._to_model(_at_least_float32(encoded))
 
     def decode(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h*f w*f"]:
         """Images of latents; about [0, 1], not clamped, so that gradients pass everywhere."""
-        decoded = self.vae.decode(cast(Any, z / self.scale + self.shift), return_dict=False)
-        return (_at_least_float32(cast(tuple[Tensor], decoded)[0]) + 1) / 2
+        decoded = self.vae.decode(self._to_vae(z), return_dict=False)[0]
+        return (_at_least_float32(cast(Tensor, decoded)) + 1) / 2
+
+    def _to_model(self, posterior: Tensor) -> Tensor:
+        """The VAE's latents as the flow's."""
+        return (posterior - self.shift) * self.scale
+
+    def _to_vae(self, z: Tensor) -> Tensor:
+        """The inverse of `_to_model`."""
+        return z / self.scale + self.shift
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -1,44 +1,23 @@
-"""A FLUX transformer as a velocity field: packing, position ids, timestep, guidance, a constant prompt."""
+"""FLUX.1 (dev, schnell and their kin, `mini` among them) as a velocity field."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import cast
 
 import torch
-from diffusers import FluxTransformer2DModel
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from allosr2.errors import ModelError
+from allosr2.backbones.velocity import VelocityField, config_of
 
-PATCH = 2
+_PATCH = 2
 """Side of the latent patch that makes one token."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Conditioning:
-    """The constant prompt, encoded once."""
-
-    prompt: Float[Tensor, "l d"]
-    """Text tokens; l may be 0."""
-    pooled: Float[Tensor, " p"]
-    """Pooled text embedding."""
-
-    @classmethod
-    def empty(cls, transformer: FluxTransformer2DModel) -> Conditioning:
-        """No text tokens and a zero pooled embedding."""
-        config = transformer.config
-        return cls(
-            prompt=torch.zeros(0, config["joint_attention_dim"]),
-            pooled=torch.zeros(config["pooled_projection_dim"]),
-        )
 
 
 def pack(z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n 4*c"]:
     """Latents to tokens, one a 2 x 2 patch, row by row."""
-    return rearrange(z, "b c (h p) (w q) -> b (h w) (c p q)", p=PATCH, q=PATCH)
+    return rearrange(z, "b c (h p) (w q) -> b (h w) (c p q)", p=_PATCH, q=_PATCH)
 
 
 def unpack(tokens: Float[Tensor, "b n 4*c"], height: int, width: int) -> Float[Tensor, "b c h w"]:
@@ -46,10 +25,10 @@ def unpack(tokens: Float[Tensor, "b n 4*c"], height: int, width: int) -> Float[T
     return rearrange(
         tokens,
         "b (h w) (c p q) -> b c (h p) (w q)",
-        h=height // PATCH,
-        w=width // PATCH,
-        p=PATCH,
-        q=PATCH,
+        h=height // _PATCH,
+        w=width // _PATCH,
+        p=_PATCH,
+        q=_PATCH,
     )
 
 
@@ -63,65 +42,32 @@ def position_ids(rows: int, columns: int, device: torch.device) -> Float[Tensor,
     return grid.view(-1, 3)
 
 
-def representable_time(t: float) -> float:
-    """The nearest time that FLUX embeds alike in float32 and in bfloat16.
+class FluxVelocity(VelocityField):
+    """`v(z_t, t)` of a FLUX.1 transformer; latent sides are multiples of 2 (16 pixels).
 
-    The transformer computes 1000 t in its own precision; bfloat16 has 8 bits, and the embedding's highest
-    frequency tells 437 from 438. At such a time a model trained in one precision runs in the other.
-    """
-    rounded = torch.tensor(t, dtype=torch.bfloat16) * 1000
-    return rounded.item() / 1000
-
-
-class FluxVelocity(nn.Module):
-    """`v(z_t, t)` of a FLUX transformer with its prompt and guidance held constant.
-
-    Latent sides must be multiples of 2 (16 pixels). Guidance is given to guidance-distilled bases
-    (FLUX.1-dev) and to no other.
+    Guidance is given to guidance-distilled bases (FLUX.1-dev) and to no other.
     """
 
-    def __init__(
-        self,
-        transformer: FluxTransformer2DModel,
-        conditioning: Conditioning,
-        guidance: float | None = None,
-    ) -> None:
-        super().__init__()
-        config = transformer.config
-        distilled = bool(config["guidance_embeds"])
-        if distilled != (guidance is not None):
-            need = "needs a guidance (1.0)" if distilled else "takes no guidance"
-            raise ModelError(f"guidance is {guidance}: this base {need}; set it in allosr2.json")
-        expected = (config["joint_attention_dim"], config["pooled_projection_dim"])
-        found = (conditioning.prompt.shape[1], conditioning.pooled.shape[0])
-        if expected != found:
-            raise ModelError(
-                f"conditioning has widths {found}, this base needs {expected}; take its own file"
-            )
-        self.transformer = transformer
-        self.guidance = guidance
-        self.register_buffer("prompt", conditioning.prompt, persistent=False)
-        self.register_buffer("pooled", conditioning.pooled, persistent=False)
-        self.prompt: Tensor
-        self.pooled: Tensor
+    patch = _PATCH
+    # every attention and feed-forward projection of the blocks; never the top-level `proj_out`
+    lora_targets = (
+        r"x_embedder"
+        r"|(single_)?transformer_blocks\.\d+\.("
+        r"attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"
+        r"|ff(_context)?\.net\.(0\.proj|2)"
+        r"|proj_mlp|proj_out)"
+    )
 
-    def check_channels(self, channels: int) -> None:
-        """Raise ModelError unless the field is one of latents with so many channels."""
-        own = self.transformer.config["in_channels"] // PATCH**2
-        if channels != own:
-            raise ModelError(
-                f"the VAE's latents have {channels} channels, the transformer's {own}; "
-                "take both from one base"
-            )
+    @staticmethod
+    def widths(transformer: nn.Module) -> tuple[int, int]:
+        """Widths of T5's tokens and of CLIP's pooled embedding."""
+        config = config_of(transformer)
+        return config["joint_attention_dim"], config["pooled_projection_dim"]
 
     @property
-    def conditioning(self) -> Conditioning:
-        """The prompt that the field was built with."""
-        return Conditioning(prompt=self.prompt, pooled=self.pooled)
-
-    def with_guidance(self, guidance: float) -> FluxVelocity:
-        """The same field at another guidance. Raises ModelError if the base takes none."""
-        return FluxVelocity(self.transformer, self.conditioning, guidance)
+    def channels(self) -> int:
+        """Channels of the latents, a quarter of a token's."""
+        return config_of(self.transformer)["in_channels"] // _PATCH**2
 
     def forward(
         self, z_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]
@@ -136,7 +82,7 @@ class FluxVelocity(nn.Module):
             pooled_projections=self.pooled.expand(batch, -1),
             encoder_hidden_states=self.prompt.expand(batch, -1, -1),  # b l d
             txt_ids=self.prompt.new_zeros(self.prompt.shape[0], 3),
-            img_ids=position_ids(height // PATCH, width // PATCH, z_t.device),
+            img_ids=position_ids(height // _PATCH, width // _PATCH, z_t.device),
             return_dict=False,
         )[0]
         return unpack(cast(Tensor, tokens).to(z_t.dtype), height, width)

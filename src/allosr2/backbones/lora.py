@@ -1,13 +1,13 @@
-"""LoRA on a VAE's encoder and a FLUX transformer, stored as diffusers stores it."""
+"""LoRA on a VAE's encoder and a flow transformer, stored as diffusers stores it."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from allosr2.errors import ModelError
+from allosr2.errors import ConfigError, ModelError
 
 ADAPTER = "default"
 """PEFT's name of the one adapter that a model carries."""
@@ -26,39 +26,63 @@ FILE_NAME = "pytorch_lora_weights.safetensors"
 
 _METADATA_KEY = "lora_adapter_metadata"
 """Where diffusers keeps rank and alpha inside the file."""
-_TRANSFORMER_TARGETS = re.compile(
-    r"x_embedder"
-    r"|(single_)?transformer_blocks\.\d+\.("
-    r"attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"
-    r"|ff(_context)?\.net\.(0\.proj|2)"
-    r"|proj_mlp|proj_out)"
-)
-"""Every attention and feed-forward projection of the blocks; never the top-level `proj_out`."""
-_VAE_TARGETS = re.compile(r"encoder\..+")
-"""The encoder alone: the decoder stays as it was trained."""
+_BASE_KEY = "allosr2_base"
+"""Where the kind and size of each part's base are kept, so that another base is noticed."""
 
 
-def target_names(module: nn.Module, part: str) -> list[str]:
-    """Full names of the layers of a `transformer` or a `vae` that get an adapter."""
-    pattern = _TRANSFORMER_TARGETS if part == "transformer" else _VAE_TARGETS
-    return [
+Init = Literal["gaussian", "kaiming"]
+"""How A is drawn; B starts at zero, so that an adapter starts without effect."""
+
+
+def target_names(module: nn.Module, targets: str) -> list[str]:
+    """Full names of the linear and convolution layers that match a regular expression.
+
+    Raises ConfigError if there is none, or the expression is none.
+    """
+    try:
+        pattern = re.compile(targets)
+    except re.error as error:
+        raise ConfigError(
+            f"targets is {targets!r}: not a regular expression ({error}); correct it"
+        ) from error
+    names = [
         name
         for name, layer in module.named_modules()
         if isinstance(layer, nn.Linear | nn.Conv2d) and pattern.fullmatch(name)
     ]
+    if not names:
+        raise ConfigError(
+            f"targets is {targets!r}: no layer of {type(module).__name__} has such a name; "
+            "match full names of linear or convolution layers"
+        )
+    return names
 
 
-def add_adapter(module: nn.Module, part: str, *, rank: int, alpha: int) -> None:
-    """Put a fresh adapter, without effect yet, on a `transformer` or a `vae`; it alone is trainable."""
+def add_adapter(
+    module: nn.Module,
+    targets: str | Sequence[str],
+    *,
+    rank: int,
+    alpha: int,
+    init: Init = "gaussian",
+) -> None:
+    """Put a fresh adapter, in float32 and without effect yet, on a transformer or a VAE; it alone is trainable.
+
+    `targets` is a regular expression of full names, or a list of them. Raises ConfigError as `target_names`.
+    """
+    names = target_names(module, targets) if isinstance(targets, str) else list(targets)
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
-        target_modules=target_names(module, part),
-        init_lora_weights="gaussian",
+        target_modules=names,
+        init_lora_weights="gaussian" if init == "gaussian" else True,
     )
     module.requires_grad_(False)
     inject_adapter_in_model(config, module, adapter_name=ADAPTER)
     module.peft_config = {ADAPTER: config}  # pyright: ignore[reportArgumentType] - PEFT reads it back
+    for parameter in module.parameters():
+        if parameter.requires_grad:  # small steps are lost in a base's bfloat16
+            parameter.data = parameter.data.float()
 
 
 def _adapter_layers(module: nn.Module) -> Iterator[BaseTunerLayer]:
@@ -103,33 +127,56 @@ def save_adapters(folder: Path, **parts: nn.Module) -> None:
             f"{part}.lora_alpha": config.lora_alpha,
             f"{part}.target_modules": sorted(cast(Any, config.target_modules)),
         }
-    metadata = {"format": "pt", _METADATA_KEY: json.dumps(settings, sort_keys=True)}
+    metadata = {
+        "format": "pt",
+        _METADATA_KEY: json.dumps(settings, sort_keys=True),
+        _BASE_KEY: json.dumps({part: _base(module) for part, module in parts.items()}),
+    }
     save_file(tensors, folder / FILE_NAME, metadata=metadata)
 
 
 def load_adapters(folder: Path, **parts: nn.Module) -> None:
     """Put the adapters of a folder on parts (`vae=...`, `transformer=...`), frozen.
 
-    Raises ModelError if the file is absent or broken, or was made for another base.
+    Raises ModelError if the file is absent or broken, of another layout, or was made for another base.
     """
     path = folder / FILE_NAME
+    if not path.is_file():
+        _refuse_pickle(folder)
     try:
         with safe_open(path, "pt") as file:
-            settings = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
+            metadata = file.metadata() or {}
+            settings = json.loads(metadata.get(_METADATA_KEY, "{}"))
+            bases = json.loads(
+                metadata.get(_BASE_KEY, "{}")
+            )  # absent where diffusers saved the file
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise ModelError(
             f"{path}: the adapters cannot be read ({error}); copy them again"
         ) from error
+    _refuse_other_layouts(path, tensors)
     for part, module in parts.items():
         prefix = f"{part}."
         state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        if not {f"{prefix}r", f"{prefix}lora_alpha"} <= settings.keys():
+        rank, alpha = settings.get(f"{prefix}r"), settings.get(f"{prefix}lora_alpha")
+        if not (isinstance(rank, int) and isinstance(alpha, int) and state):
             raise ModelError(f"{path}: no rank and alpha for the {part} in it; save it again")
-        add_adapter(
-            module, part, rank=settings[f"{prefix}r"], alpha=settings[f"{prefix}lora_alpha"]
-        )
-        expected = get_peft_model_state_dict(module, adapter_name=ADAPTER)
+        other_ranks = {v.shape[0] for k, v in state.items() if ".lora_A." in k} - {rank}
+        if other_ranks:
+            raise ModelError(
+                f"{path}: its {part} adapters are of rank {min(other_ranks)}, its metadata says {rank}; "
+                "save it again"
+            )
+        targets = sorted({key.partition(".lora_")[0] for key in state})
+        layers = dict(module.named_modules())
+        if bases.get(part, _base(module)) == _base(module) and all(
+            isinstance(layers.get(name), nn.Linear | nn.Conv2d) for name in targets
+        ):
+            add_adapter(module, targets, rank=rank, alpha=alpha)
+            expected = get_peft_model_state_dict(module, adapter_name=ADAPTER)
+        else:
+            expected = {}
         if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in expected.items()}:
             raise ModelError(
                 f"{path}: its {part} adapters do not fit the base; use the base that they were trained on"
@@ -140,6 +187,42 @@ def load_adapters(folder: Path, **parts: nn.Module) -> None:
             )
         set_peft_model_state_dict(module, state, adapter_name=ADAPTER)
         module.requires_grad_(False)
+
+
+def _base(module: nn.Module) -> str:
+    """Kind and size of a part without its adapters, the same in every precision that it may be held in."""
+    weights = sum(
+        layer.in_features * layer.out_features
+        if isinstance(layer, nn.Linear)
+        else layer.weight.numel()
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d) and ".lora_" not in name
+    )
+    return f"{type(module).__name__} {weights}"
+
+
+def _refuse_pickle(folder: Path) -> None:
+    pickles = sorted(p for p in folder.glob("*") if p.suffix in {".bin", ".pt", ".pth", ".ckpt"})
+    if pickles:
+        raise ModelError(
+            f"{pickles[0]}: a pickle, which can run code when it is read, is not read; "
+            f"save the adapters as {FILE_NAME}"
+        )
+
+
+def _refuse_other_layouts(path: Path, keys: Iterable[str]) -> None:
+    """Raise ModelError, naming the converter, for keys as kohya's trainers or PEFT itself write them."""
+    for key in keys:
+        if key.startswith(("lora_unet_", "lora_te", "lora_transformer_")):
+            layout = "kohya's layout"
+        elif key.startswith("base_model.model."):
+            layout = "PEFT's own layout"
+        else:
+            continue
+        raise ModelError(
+            f"{path}: keys such as {key} are in {layout}; convert the file with diffusers "
+            "(pipeline.load_lora_weights, then transformer.save_lora_adapter), which saves rank and alpha too"
+        )
 
 
 def unfreeze_adapters(module: nn.Module) -> None:

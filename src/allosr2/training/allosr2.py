@@ -8,20 +8,19 @@ import logging
 import platform
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from allosr2.backbones.base import load_transformer, load_vae
-from allosr2.backbones.codec import Codec
-from allosr2.backbones.flux import Conditioning, FluxVelocity, representable_time
+from allosr2.backbones.base import codec_of, family_of, load_transformer, load_vae
 from allosr2.backbones.lora import (
     adapter_size,
     add_adapter,
     load_adapters,
     unfreeze_adapters,
 )
+from allosr2.backbones.velocity import Conditioning, VelocityField, representable_time
 from allosr2.data.degradation import preset
 from allosr2.data.pairs import Batch, batches
 from allosr2.data.photos import HRImages
@@ -67,28 +66,28 @@ class AlloSR2Stage:
         self.scale = config.scale
         self._config = config
         self._lpips = build_lpips(config.perceptual, device, compile=config.run.compile)
-        vae, transformer = load_vae(config.base), load_transformer(config.base)
-        self._frozen = Codec(copy.deepcopy(vae)).to(device).to(memory_format=torch.channels_last)
-        conditioning = Conditioning.empty(transformer)
+        vae = load_vae(config.base)
+        transformer = load_transformer(config.base, config.base_precision)
+        self._frozen = codec_of(copy.deepcopy(vae)).to(device).to(memory_format=torch.channels_last)
+        velocity = _velocity(config, transformer)
+        velocity.check_channels(self._frozen.channels)
         if config.initial:
-            folder = model_folder(config.initial)
-            load_adapters(folder, vae=vae, transformer=transformer)
-            conditioning = load_conditioning(folder / CONDITIONING_NAME)
+            load_adapters(model_folder(config.initial), vae=vae, transformer=transformer)
             for part in (vae, transformer):
                 _check_adapter(part, config)
                 unfreeze_adapters(part)
         else:
-            rank, alpha = config.adapter.rank, config.adapter.alpha
-            add_adapter(vae, "vae", rank=rank, alpha=alpha)
-            add_adapter(transformer, "transformer", rank=rank, alpha=alpha)
-        # guidance-distilled bases are trained and run at guidance 1, without any (FLUX.1-dev)
-        guidance = 1.0 if transformer.config["guidance_embeds"] else None
-        if guidance is None and config.loss.atm_guidance is not None:
-            raise ConfigError(
-                f"atm_guidance is {config.loss.atm_guidance}: {config.base} takes no guidance; leave it out"
-            )
-        velocity = FluxVelocity(transformer, conditioning, guidance)
-        velocity.check_channels(self._frozen.channels)
+            adapter = config.adapter
+            for part, targets in (
+                (vae, adapter.vae_targets or self._frozen.lora_targets),
+                (transformer, adapter.transformer_targets or velocity.lora_targets),
+            ):
+                add_adapter(
+                    part, targets, rank=adapter.rank, alpha=adapter.alpha, init=adapter.init
+                )
+        if config.gradient_checkpointing:
+            for part in (vae, transformer):
+                cast(Any, part).enable_gradient_checkpointing()
         self.constants = constants or {
             "t_star": config.t_star or self._measure_t_star(images, device)
         }
@@ -100,15 +99,15 @@ class AlloSR2Stage:
             scale=config.scale,
             preset=config.preset,
             prompt_length=velocity.prompt.shape[0],
-            guidance=guidance,
+            guidance=config.guidance,
         )
-        self.module = AlloSR2(Codec(vae), velocity, model_config).to(device)
+        self.module = AlloSR2(codec_of(vae), velocity, model_config).to(device)
         self.module.codec.to(memory_format=torch.channels_last)
         if config.run.compile:
             for codec in (self._frozen, self.module.codec):
                 codec.vae.encoder.compile()
                 codec.vae.decoder.compile()
-            transformer.compile_repeated_blocks()
+            velocity.compile_blocks()
 
     def losses(self, batch: Batch, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
         """Algorithm 1's terms."""
@@ -160,6 +159,36 @@ class AlloSR2Stage:
             "t* = %.4f on %d pairs (%s)", t_star, self._config.t_star_pairs, self._config.preset
         )
         return t_star
+
+
+def _velocity(config: AlloSR2Training, transformer: nn.Module) -> VelocityField:
+    """The field with the config's prompt and guidance. Raises ConfigError for what does not suit the base."""
+    family = family_of(transformer)
+    if config.guidance is None and family.distilled(transformer):
+        raise ConfigError(f"guidance is None: {config.base} needs one; use --guidance 1.0")
+    for name, value in (
+        ("guidance", config.guidance),
+        ("atm_guidance", config.loss.atm_guidance),
+    ):
+        if value is not None and not family.distilled(transformer):
+            raise ConfigError(f"{name} is {value}: {config.base} takes no guidance; leave it out")
+    conditioning = _conditioning(config) or family.without_text(transformer)
+    if config.text_tokens is not None:
+        conditioning = conditioning.first(config.text_tokens)
+    return family(transformer, conditioning, config.guidance)
+
+
+def _conditioning(config: AlloSR2Training) -> Conditioning | None:
+    """The encoded prompt: the config's, or the initial model's."""
+    if config.conditioning is None:
+        folder = config.initial and model_folder(config.initial)
+        return load_conditioning(folder / CONDITIONING_NAME) if folder else None
+    if not config.conditioning.is_file():
+        raise ConfigError(
+            f"conditioning is {config.conditioning}: no such file; make it with "
+            f"`allosr2 prepare --base {config.base} --output {config.conditioning}`"
+        )
+    return load_conditioning(config.conditioning)
 
 
 def _check_adapter(part: nn.Module, config: AlloSR2Training) -> None:

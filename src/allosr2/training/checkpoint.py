@@ -39,6 +39,7 @@ _PLACES = {
     "images.photos",
     "perceptual.perceptual",
     "base",
+    "conditioning",
     "initial",
     "model",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -31,7 +32,7 @@ class CodecStage:
     """
 
     def __init__(self, config: CodecTraining, device: torch.device) -> None:
-        vae = load_vae(str(config.initial)) if config.initial else mini_vae()
+        vae: Any = load_vae(str(config.initial)) if config.initial else mini_vae()
         vae.requires_grad_(True)
         self.module = Codec(vae).to(device).to(memory_format=torch.channels_last)
         self.degradation = None

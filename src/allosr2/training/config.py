@@ -204,9 +204,17 @@ class AdapterConfig:
     """Rank of every adapter."""
     alpha: int = 64
     """LoRA alpha; an adapter is scaled by alpha / rank."""
+    init: Literal["gaussian", "kaiming"] = "gaussian"
+    """How A is drawn; B starts at zero."""
+    transformer_targets: str | None = None
+    """Regular expression of the names of the layers adapted; None is the family's own: attention and
+    feed-forward projections."""
+    vae_targets: str | None = None
+    """The same for the VAE; None is every layer of its encoder."""
 
     def __post_init__(self) -> None:
         _check_at_least(1, self, "rank", "alpha")
+        _check(self.init in ("gaussian", "kaiming"), "init", self.init, "use gaussian or kaiming")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -253,6 +261,17 @@ class AlloSR2Training:
     perceptual: PerceptualConfig
     base: str
     """Base in diffusers layout: a local folder or a hub id."""
+    base_precision: Literal["float32", "bfloat16", "nf4"] = "float32"
+    """How the frozen transformer is held; nf4 is 4 bits a weight, through bitsandbytes."""
+    conditioning: Path | None = None
+    """The encoded prompt that `allosr2 prepare` writes; None is no text and a zero pooled embedding, or the
+    prompt of `initial`."""
+    text_tokens: int | None = None
+    """Text tokens kept of the prompt; None keeps all, 0 trains a model that never computes any."""
+    guidance: float | None = None
+    """Guidance of guidance-distilled bases (FLUX.1-dev: 1.0); None for all others."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: a third more time, a fraction of the memory."""
     embed_base: bool = False
     """Copy the base into the exported model folder; for bases as small as `mini`'s."""
     loss: LossConfig = field(default_factory=LossConfig)
@@ -281,6 +300,24 @@ class AlloSR2Training:
             "t_star",
             self.t_star,
             "use a value in (0, 1)",
+        )
+        _check(
+            self.base_precision in ("float32", "bfloat16", "nf4"),
+            "base_precision",
+            self.base_precision,
+            "use float32, bfloat16 or nf4",
+        )
+        _check(
+            self.base_precision == "float32" or self.run.precision == "bfloat16",
+            "base_precision",
+            self.base_precision,
+            "needs --precision bfloat16",
+        )
+        _check(
+            self.text_tokens is None or self.text_tokens >= 0,
+            "text_tokens",
+            self.text_tokens,
+            "use 0 or more",
         )
         _check_grid(self.loss.grid_weight, self.images.crop)
 

@@ -61,7 +61,7 @@ class DecoderStage:
             self.module.vae.encoder.compile()
             self.module.vae.decoder.compile()
             self._model.codec.vae.encoder.compile()
-            self._model.velocity.transformer.compile_repeated_blocks()
+            self._model.velocity.compile_blocks()
 
     def losses(self, batch: Batch, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
         """`reconstruction` (L1), `perceptual` (LPIPS), `grid` and `hatch`."""

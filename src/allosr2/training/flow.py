@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from allosr2.backbones.base import load_transformer, load_vae, save_base
-from allosr2.backbones.codec import Codec
-from allosr2.backbones.flux import Conditioning, FluxVelocity
+from allosr2.backbones.base import codec_of, family_of, load_transformer, load_vae, save_base
 from allosr2.backbones.presets import mini_transformer
 from allosr2.data.pairs import Batch
 from allosr2.flow import interpolate, velocity
@@ -23,21 +21,22 @@ class FlowStage:
     """A FLUX transformer that learns the velocity from HR latents to noise, without text."""
 
     def __init__(self, config: FlowTraining, device: torch.device) -> None:
-        self._codec = Codec(load_vae(str(config.codec))).to(device)
+        self._codec = codec_of(load_vae(str(config.codec))).to(device)
         self._codec.to(memory_format=torch.channels_last)
         transformer = (
             load_transformer(str(config.initial)) if config.initial else mini_transformer()
         )
         transformer.requires_grad_(True)
         self._transformer = transformer
-        self.module = FluxVelocity(transformer, Conditioning.empty(transformer)).to(device)
+        family = family_of(transformer)
+        self.module = family(transformer, family.without_text(transformer)).to(device)
         self.module.check_channels(self._codec.channels)
         self.degradation = None
         self.scale = 1
         self.constants: dict[str, float] = {}
         if config.run.compile:
             self._codec.vae.encoder.compile()
-            transformer.compile_repeated_blocks()
+            self.module.compile_blocks()
 
     def losses(self, batch: Batch, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
         """Eq. 3, with t from a logit-normal distribution: the middle of the path is the hard part."""
