@@ -111,12 +111,15 @@ class RunConfig:
 
     output: Path
     """Folder of the run: checkpoints, log and exported model. Run the same command again to resume."""
+    recipe: str = "custom"
+    """Name of the recipe that this config started from; it travels with what is trained."""
     steps: int = 10_000
     """Optimizer steps."""
     batch_size: int = 16
     """Images of one optimizer step."""
     accumulation: int = 1
-    """Parts that a batch is cut into, one forward and backward each; divides `batch_size`."""
+    """Parts that a batch is cut into, one forward and backward each; divides `batch_size`. Several processes
+    (torchrun) share the parts out, so that the batch is the same however many there are."""
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     """Autocast precision of the networks; weights and losses stay float32."""
     compile: bool = False
