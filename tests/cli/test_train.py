@@ -8,7 +8,7 @@ import pytest
 
 from allosr2.cli import main
 from allosr2.training.config import AlloSR2Training, CodecTraining, FlowTraining
-from allosr2.training.loop import Status
+from allosr2.training.log import Status
 
 
 @pytest.fixture

@@ -26,7 +26,8 @@ from allosr2.losses.perceptual import LPIPS
 from allosr2.model import AlloSR2, ModelConfig, copy_base, load_frozen_codec
 from allosr2.training.config import DecoderTraining, PerceptualConfig
 from allosr2.training.decoder import DecoderStage
-from allosr2.training.loop import Status, train
+from allosr2.training.log import Status
+from allosr2.training.loop import train
 from allosr2.training.noise import sample_generators
 
 CPU = torch.device("cpu")

@@ -20,7 +20,8 @@ from allosr2.data.pairs import Batch
 from allosr2.errors import AlloSR2Error, ModelError
 from allosr2.training import loop
 from allosr2.training.config import CodecTraining
-from allosr2.training.loop import PATIENCE, Status, train
+from allosr2.training.log import Status
+from allosr2.training.loop import PATIENCE, train
 from allosr2.training.noise import normal, sample_generators, uniform
 
 Parts = Callable[..., dict[str, Any]]

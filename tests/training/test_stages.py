@@ -35,7 +35,8 @@ from allosr2.training.config import (
     PerceptualConfig,
     TrainingConfig,
 )
-from allosr2.training.loop import Status, train
+from allosr2.training.log import Status
+from allosr2.training.loop import train
 from allosr2.training.noise import sample_generators
 
 Parts = Callable[..., dict[str, Any]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from allosr2.training.recipes import recipes
 
 if TYPE_CHECKING:
     from allosr2.training.config import TrainingConfig as Recipe
-    from allosr2.training.loop import Status
+    from allosr2.training.log import Status
 else:
     Recipe = subcommand_type_from_defaults(
         {name: recipe() for name, recipe in recipes().items()},
@@ -38,7 +39,12 @@ class Train:
 def train(config: Train) -> int:
     """Train with a progress bar; returns the exit code."""
     _require_training()
+    from allosr2.training.distributed import started_processes
     from allosr2.training.loop import train as run
+
+    leads = started_processes().leads
+    if not leads:  # one process speaks for all; errors come from every one
+        logging.getLogger("allosr2").setLevel(logging.WARNING)
 
     terms = TextColumn("{task.completed}/{task.total}  {task.fields[text]}", markup=False)
     with progress_bar(terms) as bar:
@@ -58,7 +64,8 @@ def train(config: Train) -> int:
             bar.stop()
             errors_console().print(f"allosr2: stopped; {_how_to_go_on(config.recipe.run.output)}")
             return INTERRUPTED
-    console().print(str(folder))
+    if leads:
+        console().print(str(folder))
     return 0
 
 

@@ -76,16 +76,20 @@ def batches(
     first: int,
     last: int,
     workers: int,
+    process: int = 0,
+    processes: int = 1,
 ) -> Iterator[Batch]:
     """Batches of samples `first` to `last - 1` in order, each of `batch_size` consecutive ones.
 
-    The last one is smaller if `batch_size` does not divide their number. Without a degradation the batches
-    hold HR images alone. Raises DataError when it comes to a damaged photograph.
+    Of `processes` that share the batches out in turn, number `process` gets its own; `first` is then a
+    multiple of `batch_size * processes`. The last batch is smaller if `batch_size` does not divide the
+    samples' number. Without a degradation the batches hold HR images alone. Raises DataError when it comes
+    to a damaged photograph.
     """
     loader = DataLoader(
         _Pairs(images, degradation, scale),
         batch_size=batch_size,
-        sampler=range(first, last),
+        sampler=[i for i in range(first, last) if i // batch_size % processes == process],
         num_workers=workers,
         collate_fn=_collate,
         prefetch_factor=4 if workers else None,

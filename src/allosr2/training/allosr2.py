@@ -36,6 +36,7 @@ from allosr2.model import (
 )
 from allosr2.training.checkpoint import provenance_fields
 from allosr2.training.config import AlloSR2Training
+from allosr2.training.distributed import measured_once
 from allosr2.training.perceptual import build_lpips
 from allosr2.training.step import algorithm_1
 from allosr2.trajectory import latent_power, optimal_time
@@ -89,7 +90,8 @@ class AlloSR2Stage:
             for part in (vae, transformer):
                 cast(Any, part).enable_gradient_checkpointing()
         self.constants = constants or {
-            "t_star": config.t_star or self._measure_t_star(images, device)
+            "t_star": config.t_star
+            or measured_once(lambda: self._measure_t_star(images, device), device)
         }
         # a local base is named by its absolute path: the model is not always loaded from where it was trained
         base = str(Path(config.base).resolve()) if local else config.base

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,7 +14,6 @@ from torch import Tensor
 
 from allosr2.data.pairs import Batch, batches
 from allosr2.data.photos import HRImages
-from allosr2.devices import resolve_device
 from allosr2.errors import AlloSR2Error, ConfigError, ModelError
 from allosr2.training.checkpoint import (
     Checkpoint,
@@ -26,6 +23,8 @@ from allosr2.training.checkpoint import (
     save_checkpoint,
 )
 from allosr2.training.config import TrainingConfig
+from allosr2.training.distributed import Processes, join, leave
+from allosr2.training.log import Status, append, rewind
 from allosr2.training.noise import sample_generators
 from allosr2.training.stage import Stage, build_stage
 
@@ -35,24 +34,11 @@ PATIENCE = 20
 """Non-finite steps in a row after which a run stops."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Status:
-    """What one optimizer step did."""
-
-    step: int
-    """Steps done."""
-    steps: int
-    """Steps of the whole run."""
-    learning_rate: float
-    """Learning rate of the step."""
-    gradient_norm: float
-    """Global gradient norm before clipping."""
-    terms: dict[str, float]
-    """Loss terms by name, averaged over the batch."""
-
-
 def train(config: TrainingConfig, report: Callable[[Status], None] = lambda _: None) -> Path:
     """Train to the config's last step and export the model; returns the exported folder.
+
+    Under torchrun every process calls this with the same config; they share each batch out, and the first
+    one alone reports and writes.
 
     A run that was stopped goes on from its last checkpoint, and ends with the same weights as one that was
     not. Being killed loses the steps since that checkpoint; KeyboardInterrupt writes one first.
@@ -65,8 +51,20 @@ def train(config: TrainingConfig, report: Callable[[Status], None] = lambda _: N
         AlloSR2Error: for what a user can put right, such as missing photographs, a base that cannot be
             loaded, an output folder of another config, or gradients that stay non-finite.
     """
+    processes, device = join(config.run.device, config.run.accumulation)
+    try:
+        return _train(config, report, processes, device)
+    finally:
+        leave()
+
+
+def _train(
+    config: TrainingConfig,
+    report: Callable[[Status], None],
+    processes: Processes,
+    device: torch.device,
+) -> Path:
     run = config.run
-    device = resolve_device(run.device)
     torch.manual_seed(run.seed)  # fresh weights are drawn by the modules' own constructors
     latest = checkpoints(run.output / "checkpoints")[-1:]
     restored = load_checkpoint(latest[0], config) if latest else None
@@ -85,10 +83,11 @@ def train(config: TrainingConfig, report: Callable[[Status], None] = lambda _: N
         raise ConfigError(
             f"output is {run.output}: {error.strerror}; choose a folder that can be written"
         ) from error
-    state = _TrainingState(config, stage, restored)
+    state = _TrainingState(config, stage, processes, restored)
     del restored  # copied by now, and three times the size of what is trained
     log = run.output / "log.jsonl"
-    _rewind(log, state.step)
+    if processes.leads:
+        rewind(log, state.step)
     loader = batches(
         images,
         stage.degradation,
@@ -97,12 +96,14 @@ def train(config: TrainingConfig, report: Callable[[Status], None] = lambda _: N
         first=state.step * run.batch_size,
         last=run.steps * run.batch_size,
         workers=config.images.workers,
+        process=processes.rank,
+        processes=processes.count,
     )
     unsuccessful = 0
     try:
         while state.step < run.steps:
             started = time.perf_counter()
-            terms = _accumulate(config, stage, loader, device, state.step)
+            terms = _accumulate(config, stage, loader, processes, device, state.step)
             status = state.update(terms)
             unsuccessful = 0 if math.isfinite(status.gradient_norm) else unsuccessful + 1
             if unsuccessful == PATIENCE:
@@ -110,9 +111,10 @@ def train(config: TrainingConfig, report: Callable[[Status], None] = lambda _: N
                     f"{run.output}: {PATIENCE} steps in a row had non-finite gradients, the last at step "
                     f"{state.step}; lower the learning rate, or use --precision float32"
                 )
-            if state.step % run.log_every == 0 or state.step == run.steps:
-                _log(log, status, time.perf_counter() - started)
-            report(status)
+            if processes.leads:
+                if state.step % run.log_every == 0 or state.step == run.steps:
+                    append(log, status, time.perf_counter() - started)
+                report(status)
             if state.step % run.checkpoint_every == 0 and state.step < run.steps:
                 state.save()
     except KeyboardInterrupt:
@@ -120,19 +122,28 @@ def train(config: TrainingConfig, report: Callable[[Status], None] = lambda _: N
             state.save()
         raise
     state.save()
-    with state.averaged_weights():
-        return stage.export(run.output / "model")
+    folder = run.output / "model"
+    if processes.leads:
+        with state.averaged_weights():
+            folder = stage.export(folder)
+    processes.wait()
+    return folder
 
 
 def _accumulate(
-    config: TrainingConfig, stage: Stage, loader: Iterator[Batch], device: torch.device, step: int
+    config: TrainingConfig,
+    stage: Stage,
+    loader: Iterator[Batch],
+    processes: Processes,
+    device: torch.device,
+    step: int,
 ) -> dict[str, Tensor]:
-    """Gradients of one optimizer step, left in the parameters; returns the mean of each term."""
+    """Gradients of one optimizer step, left in the parameters of every process; returns each term's mean."""
     run = config.run
     size = run.batch_size // run.accumulation
     first = step * run.batch_size
     total: dict[str, Tensor] = {}
-    for part in range(run.accumulation):
+    for part in range(processes.rank, run.accumulation, processes.count):
         batch = next(loader).to(device)
         generators = sample_generators(run.seed, first + part * size, size, device)
         enabled = run.precision == "bfloat16"
@@ -141,19 +152,28 @@ def _accumulate(
         (terms["total"] / run.accumulation).backward()
         for name, term in terms.items():
             total[name] = total.get(name, 0.0) + term.detach() / run.accumulation
-    return total
+    processes.sum_(p.grad for p in stage.module.parameters() if p.grad is not None)
+    return processes.sum_terms(total)
 
 
 class _TrainingState:
     """Parameters, their optimizer and their average, moved from step to step."""
 
-    def __init__(self, config: TrainingConfig, stage: Stage, restored: Checkpoint | None) -> None:
+    def __init__(
+        self,
+        config: TrainingConfig,
+        stage: Stage,
+        processes: Processes,
+        restored: Checkpoint | None,
+    ) -> None:
         self.config = config
+        self.processes = processes
         self.stage = stage
         self.step = 0
         self.settled = True
         """Whether parameters, optimizer and average belong to the same step."""
         self.parameters = {n: p for n, p in stage.module.named_parameters() if p.requires_grad}
+        processes.copy_from_first_(p.detach() for p in self.parameters.values())
         optimization = config.optimization
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(),
@@ -220,7 +240,9 @@ class _TrainingState:
         )
 
     def save(self) -> None:
-        """Write a checkpoint and remove old ones."""
+        """Write a checkpoint and remove old ones, in the process that leads."""
+        if not self.processes.leads:
+            return
         folder = self.config.run.output / "checkpoints"
         checkpoint = Checkpoint(
             step=self.step,
@@ -249,28 +271,3 @@ class _TrainingState:
             with torch.no_grad():
                 for name, tensor in held.items():
                     self.parameters[name].copy_(tensor)
-
-
-def _rewind(log: Path, step: int) -> None:
-    """Remove the lines of a killed run that are past `step`, or were cut short: those steps come again."""
-    if not log.exists():
-        return
-    kept: list[str] = []
-    for line in log.read_text().splitlines(keepends=True):
-        if not line.endswith("\n") or json.loads(line)["step"] > step:
-            break
-        kept.append(line)
-    log.write_text("".join(kept))
-
-
-def _log(log: Path, status: Status, seconds: float) -> None:
-    """Append one line to the run's log."""
-    line = {
-        "step": status.step,
-        "seconds": round(seconds, 3),
-        "learning_rate": status.learning_rate,
-        "gradient_norm": status.gradient_norm,
-        **status.terms,
-    }
-    with log.open("a") as file:
-        file.write(json.dumps(line) + "\n")
