@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from huggingface_hub import EvalResult, ModelCardData
+
+from allosr2.licenses import describe_license, license_of
+
 _CARD = """---
-library_name: allosr2
-pipeline_tag: image-to-image
-tags: [super-resolution, image-restoration, flow-matching]
+{metadata}
 ---
 
 # One-step x{scale} super-resolution by Allo{{SR}}²
@@ -20,18 +23,25 @@ LoRA adapters on the VAE encoder and the transformer of `{base}`, trained by Alg
 ```python
 from allosr2 import Upscaler
 
-upscaler = Upscaler.from_pretrained("path/to/this/folder")
+upscaler = Upscaler.from_pretrained("path/to/this/folder")  # or its name on the hub
 large = upscaler(image)  # a PIL image, an array or a tensor
 ```
 
 | | |
 |---|---|
-| base | `{base}`; its license holds for the whole |
+| base | `{base}` |
+| license of the base, which holds for the whole | {license} |
 | t* (Eq. 6) | {t_star} |
 | scale | {scale} |
 | degradation preset | {preset} |
 | text tokens | {prompt_length} |
 | guidance | {guidance} |
+| recipe | {recipe} |
+| training data | {data} |
+
+## Metrics
+
+{metrics}
 
 ## Training
 
@@ -43,7 +53,66 @@ large = upscaler(image)  # a PIL image, an array or a tensor
 
 def model_card(settings: Mapping[str, Any]) -> str:
     """Markdown with the metadata that model hubs read, from the fields of `allosr2.json`."""
-    provenance = json.dumps(settings["provenance"], indent=2)
-    guidance = "none" if settings["guidance"] is None else settings["guidance"]
-    fields = dict(settings) | {"provenance": provenance, "guidance": guidance}
-    return _CARD.format(**fields)
+    provenance: Mapping[str, Any] = settings["provenance"]
+    training: Mapping[str, Any] = provenance.get("training", {})
+    base = settings["base"]
+    if Path(base).is_absolute():  # the folder's place on one machine says nothing to others
+        base = Path(base).name
+    return _CARD.format(
+        **{key: settings[key] for key in ("t_star", "scale", "preset", "prompt_length")},
+        metadata=_metadata(base, settings),
+        base=base,
+        license=describe_license(base),
+        guidance="none" if settings["guidance"] is None else settings["guidance"],
+        recipe=training.get("run.recipe", "not recorded"),
+        data=_data(provenance),
+        metrics=_metrics(settings["metrics"]),
+        provenance=json.dumps(provenance, indent=2),
+    )
+
+
+def _metadata(base: str, settings: Mapping[str, Any]) -> str:
+    """The front matter. A base without an owner on the hub is not linked."""
+    known = license_of(base)
+    licensed: dict[str, Any] = {}
+    if known is not None:
+        licensed["license"] = known.identifier
+        if known.identifier == "other":
+            licensed |= {"license_name": known.name, "license_link": known.link}
+    data = ModelCardData(
+        library_name="allosr2",
+        pipeline_tag="image-to-image",
+        tags=["super-resolution", "image-restoration", "flow-matching", "lora"],
+        base_model=base if "/" in base else None,
+        model_name="allosr2",
+        eval_results=[
+            EvalResult(
+                task_type="image-to-image",
+                dataset_type=metric["dataset"].lower().replace(" ", "-"),
+                dataset_name=metric["dataset"],
+                metric_type=metric["metric"],
+                metric_value=metric["value"],
+            )
+            for metric in settings["metrics"]
+        ]
+        or None,
+        **licensed,
+    )
+    return data.to_yaml()
+
+
+def _data(provenance: Mapping[str, Any]) -> str:
+    data = provenance.get("data")
+    if not data:
+        return "not recorded"
+    return (
+        f"{data['photographs']} photographs of the folder `{data['folder']}`, "
+        f"{data['drawn']:.0%} drawn images"
+    )
+
+
+def _metrics(metrics: list[dict[str, Any]]) -> str:
+    if not metrics:
+        return "None were recorded."
+    rows = [f"| {m['dataset']} | {m['metric']} | {m['value']:g} | {m['by']} |" for m in metrics]
+    return "\n".join(["| data | metric | value | measured by |", "|---|---|---|---|", *rows])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from jaxtyping import Float
@@ -15,8 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from allosr2.backbones.base import codec_of, load_transformer, load_vae, velocity_of
+from allosr2.backbones.base import Precision, codec_of, load_transformer, load_vae, velocity_of
 from allosr2.backbones.codec import Codec
+from allosr2.backbones.hub import fetch, upload
 from allosr2.backbones.lora import load_adapters, merge_adapters, save_adapters
 from allosr2.backbones.velocity import Conditioning, VelocityField
 from allosr2.card import model_card
@@ -29,6 +32,7 @@ CONDITIONING_NAME = "conditioning.safetensors"
 CARD_NAME = "README.md"
 EMBEDDED = "mini"
 """Name of the model that the package carries."""
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +53,8 @@ class ModelConfig:
     """Guidance given to a guidance-distilled base."""
     provenance: dict[str, Any] = field(default_factory=dict[str, Any])
     """How it was trained: recipe, data, steps, versions."""
+    metrics: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """What was measured: `dataset`, `metric`, `value`, and `by`, the program and version that measured it."""
     format_version: int = FORMAT_VERSION
     """Version of this layout."""
 
@@ -59,6 +65,8 @@ class ModelConfig:
             raise ModelError(f"scale is {self.scale}; it must be a whole number")
         if not isinstance(self.guidance, int | float | None):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ModelError(f"guidance is {self.guidance!r}; it must be a number or null")
+        if any({"dataset", "metric", "value", "by"} - metric.keys() for metric in self.metrics):
+            raise ModelError("metrics must name dataset, metric, value and by; correct them")
         if not 0 < self.t_star < 1:
             raise ModelError(f"t_star is {self.t_star}; it must lie in (0, 1)")
         if self.scale < 1:
@@ -100,6 +108,8 @@ class AlloSR2(nn.Module):
         self.codec = codec
         self.velocity = velocity
         self.config = config
+        self.folder: Path | None = None
+        """Where the model was loaded from; a base that lies inside it goes along when it is saved."""
 
     @property
     def multiple(self) -> int:
@@ -122,15 +132,16 @@ class AlloSR2(nn.Module):
         return self
 
     @classmethod
-    def from_pretrained(cls, source: str | Path) -> AlloSR2:
-        """Load a model: a folder with `allosr2.json`, or the name of the embedded one, "mini".
+    def from_pretrained(cls, source: str | Path, precision: Precision = "float32") -> AlloSR2:
+        """Load a model: a folder with `allosr2.json`, the embedded "mini", or "user/model" on the hub.
 
-        Weights are float32, frozen and on the CPU. Raises ModelError, saying what is missing or broken.
+        A revision of the hub's goes behind an @. Weights are frozen and on the CPU. Raises ModelError, saying
+        what is missing or broken.
         """
         folder = model_folder(source)
         config = ModelConfig.read(folder)
         base = base_of(folder, config)
-        vae, transformer = load_vae(base), load_transformer(base)
+        vae, transformer = load_vae(base, precision), load_transformer(base, precision)
         load_adapters(folder, vae=vae, transformer=transformer)
         conditioning = load_conditioning(folder / CONDITIONING_NAME)
         if conditioning.prompt.shape[0] != config.prompt_length:
@@ -145,12 +156,14 @@ class AlloSR2(nn.Module):
         except ModelError as error:
             raise ModelError(f"{folder}: {error}") from error
         model = cls(codec, velocity, config)
+        model.folder = folder
         return model.requires_grad_(False).eval()
 
     def save_pretrained(self, folder: Path) -> None:
         """Write config, adapters (in bfloat16), encoded prompt and a model card.
 
-        A base that is to lie inside the folder is written beside them by whoever made it.
+        A base inside the folder that the model was loaded from goes along; one that is to lie inside for the
+        first time is written beside them by whoever made it.
         """
         folder.mkdir(parents=True, exist_ok=True)
         save_adapters(folder, vae=self.codec.vae, transformer=self.velocity.transformer)
@@ -165,21 +178,39 @@ class AlloSR2(nn.Module):
         settings = dataclasses.asdict(self.config)
         (folder / CONFIG_NAME).write_text(json.dumps(settings, indent=2) + "\n")
         (folder / CARD_NAME).write_text(model_card(settings))
+        if self.folder is not None and (self.folder / self.config.base).is_dir():
+            copy_base(self.folder / self.config.base, folder, self.config.base)
+
+    def push_to_hub(self, repository: str, *, private: bool = False) -> str:
+        """Send the model to "user/model" on the Hugging Face Hub; returns its address.
+
+        Raises ModelError if its base lies on this machine alone, and if the hub refuses.
+        """
+        if Path(self.config.base).is_absolute():
+            raise ModelError(
+                f"base is {self.config.base}, which nobody else has; train on a hub id, or with --embed-base"
+            )
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(Path(folder))
+            return upload(Path(folder), repository, private=private)
 
 
 def model_folder(source: str | Path) -> Path:
-    """The folder of a model given by path, or by the embedded one's name. Raises ModelError.
+    """The folder of a model given by path, by the embedded one's name or by hub id. Raises ModelError.
 
     The string "mini" is always the name; a folder that is called so is `Path("mini")` or "./mini".
     """
     if source == EMBEDDED:
         return Path(str(resources.files("allosr2") / EMBEDDED))
     folder = Path(source)
-    if not folder.is_dir():
-        raise ModelError(
-            f"{source}: no such model; name a folder with {CONFIG_NAME}, or {EMBEDDED}"
-        )
-    return folder
+    if folder.is_dir():
+        return folder
+    if isinstance(source, str) and _HUB_ID.fullmatch(source):
+        repository, _, revision = source.partition("@")
+        return fetch(repository, ["*.json", "*.safetensors", "*.md"], revision or None)
+    raise ModelError(
+        f"{source}: no such model; name a folder with {CONFIG_NAME}, a hub id such as user/model, or {EMBEDDED}"
+    )
 
 
 def base_of(folder: Path, config: ModelConfig) -> str:
@@ -217,9 +248,9 @@ def load_conditioning(path: Path) -> Conditioning:
         ) from error
 
 
-def copy_base(base: Path, folder: Path) -> None:
-    """Copy a small base's transformer and VAE into a model folder, in the place of its `base`."""
-    target = folder / "base"
+def copy_base(base: Path, folder: Path, name: str = "base") -> None:
+    """Copy a small base's transformer and VAE into a model folder, under the name of its `base`."""
+    target = folder / name
     if base.resolve() == target.resolve():
         return
     shutil.rmtree(target, ignore_errors=True)

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from numbers import Integral
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -63,7 +63,7 @@ class Upscaler:
         self.device = resolve_device(device)
         self.tile = tile
         self.overlap = overlap
-        self._use(torch.bfloat16 if self.device.type == "cuda" else torch.float32)
+        self._use(getattr(torch, _precision_on(self.device)))
         self.model.codec.to(memory_format=torch.channels_last)
 
     @classmethod
@@ -75,11 +75,12 @@ class Upscaler:
         tile: int = 512,
         overlap: int | None = None,
     ) -> Upscaler:
-        """Load a model folder, or the embedded "mini", with its adapters merged.
+        """Load a model folder, the embedded "mini" or a hub id such as "user/model", with its adapters merged.
 
         Raises ModelError for what is missing or broken in it, and ConfigError as the constructor.
         """
-        model = AlloSR2.from_pretrained(source).merge()
+        precision = _precision_on(resolve_device(device))
+        model = AlloSR2.from_pretrained(source, precision).merge()
         return cls(model, device=device, tile=tile, overlap=overlap)
 
     def __call__(
@@ -179,6 +180,10 @@ class Upscaler:
     def _use(self, precision: torch.dtype) -> None:
         self._precision = precision
         self.model.to(self.device, precision)
+
+
+def _precision_on(device: torch.device) -> Literal["float32", "bfloat16"]:
+    return "bfloat16" if device.type == "cuda" else "float32"
 
 
 def _array_like(image: np.ndarray, sr: Float[Tensor, "1 3 h w"]) -> np.ndarray:

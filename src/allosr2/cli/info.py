@@ -25,6 +25,7 @@ def info(config: Info) -> int:
     """Print a table; returns the exit code."""
     from rich.table import Table
 
+    from allosr2.licenses import describe_license
     from allosr2.model import AlloSR2, model_folder
 
     model = AlloSR2.from_pretrained(config.model)
@@ -35,6 +36,7 @@ def info(config: Info) -> int:
         ("scale", f"x{model.config.scale}"),
         ("preset", model.config.preset),
         ("base", model.config.base),
+        ("license", describe_license(model.config.base)),
         ("guidance", "none" if model.config.guidance is None else f"{model.config.guidance:g}"),
         ("text tokens", str(model.config.prompt_length)),
         ("latents", f"{model.codec.channels} channels, 1/{model.codec.factor} size"),

@@ -66,6 +66,11 @@ class AlloSR2Stage:
         self.degradation = preset(config.preset)
         self.scale = config.scale
         self._config = config
+        self._data = {
+            "photographs": len(images.folder.paths) if images.folder else 0,
+            "folder": config.images.photos.resolve().name,
+            "drawn": config.images.procedural,
+        }
         self._lpips = build_lpips(config.perceptual, device, compile=config.run.compile)
         vae = load_vae(config.base)
         transformer = load_transformer(config.base, config.base_precision)
@@ -127,6 +132,7 @@ class AlloSR2Stage:
         """Write the model folder; a base that is embedded travels with it."""
         provenance: dict[str, Any] = {
             "training": provenance_fields(self._config),
+            "data": self._data,
             "torch": torch.__version__,
             "processor": platform.machine(),
         }

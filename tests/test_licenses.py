@@ -1,0 +1,36 @@
+"""Which bases may be used commercially, as their owners' pages say."""
+
+import pytest
+
+from allosr2.licenses import describe_license, license_of
+
+TERMS = {
+    "black-forest-labs/FLUX.1-dev": "NON-COMMERCIAL",
+    "black-forest-labs/FLUX.1-Krea-dev": "NON-COMMERCIAL",
+    "black-forest-labs/FLUX.1-schnell": "any use",
+    "black-forest-labs/FLUX.2-klein-4B": "any use",
+    "black-forest-labs/FLUX.2-klein-base-4B": "any use",
+    "black-forest-labs/FLUX.2-klein-9B": "NON-COMMERCIAL",
+    "black-forest-labs/FLUX.2-dev": "NON-COMMERCIAL",
+    "stabilityai/stable-diffusion-3.5-medium": "one million",
+    "Tongyi-MAI/Z-Image": "any use",
+    "Tongyi-MAI/Z-Image-Turbo": "any use",
+}
+
+
+@pytest.mark.parametrize("base", sorted(TERMS))
+@pytest.mark.parametrize("place", ["{}", "/models/{}/"])
+def test_known_bases(base, place):
+    known = license_of(place.format(base))
+    assert known is not None
+    assert TERMS[base] in known.terms
+    described = describe_license(base)
+    assert known.name in described
+    assert known.terms in described
+    assert known.link in described
+
+
+def test_others_are_not_guessed():
+    assert license_of("somebody/flux") is None
+    assert describe_license("somebody/flux") == "its own; see somebody/flux"
+    assert describe_license("base") == "this model's own"
