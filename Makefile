@@ -56,6 +56,6 @@ $(BIN)/pip:
 	@touch $@
 
 .venv/.dev: pyproject.toml constraints.txt | $(BIN)/pip
-	@echo "installing .[dev,train] into .venv"
-	@$(BIN)/python -m pip install --quiet --editable ".[dev,train]"
+	@echo "installing .[dev,train,quantize] into .venv"
+	@$(BIN)/python -m pip install --quiet --editable ".[dev,train,quantize]"
 	@touch $@

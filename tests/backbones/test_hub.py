@@ -36,7 +36,7 @@ REFUSED = {
         "hf auth login",
     ),
     "some/incomplete": ("vae/config.json is not in the repository", "diffusers layout"),
-    "some/broken": ("out of reach (", "400", "connect to the network"),
+    "some/broken": ("out of reach (Bad request", "connect to the network"),
     "nobody/nothing": ("neither a folder here nor a repository", "hf auth login"),
     "not a name": ("neither a folder here nor a hub id",),
 }

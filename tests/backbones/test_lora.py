@@ -1,10 +1,11 @@
 """Adapters: where they sit, what the file holds, and that diffusers loads it to the same outputs."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, FluxPipeline
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -157,6 +158,49 @@ def test_diffusers_loads_the_transformer_s_adapters(transformer, tiny_base, tiny
     assert (config.r, config.lora_alpha) == (4, 8)
     torch.testing.assert_close(velocity(theirs), velocity(transformer), rtol=0, atol=1e-6)
     assert float((velocity(theirs) - base).abs().max()) > 1e-3
+
+
+def test_a_pipeline_loads_the_transformer_s_adapters(transformer, tiny_base, tiny_model):
+    load_adapters(tiny_model, transformer=transformer)
+    pipeline = FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=load_vae(str(tiny_base)),
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=None,
+        tokenizer_2=None,
+        transformer=load_transformer(str(tiny_base)),
+    )
+    pipeline.load_lora_weights(tiny_model, weight_name=FILE_NAME)
+    (config,) = pipeline.transformer.peft_config.values()
+    assert (config.r, config.lora_alpha) == (4, 8)
+    expected = velocity(transformer)
+    torch.testing.assert_close(velocity(pipeline.transformer), expected, rtol=0, atol=1e-6)
+    pipeline.fuse_lora()
+    torch.testing.assert_close(velocity(pipeline.transformer), expected, rtol=0, atol=1e-5)
+
+
+def test_what_diffusers_saves_is_loaded(transformer, vae, tiny_base, tiny_model, tmp_path):
+    """Ours to diffusers to ours, through `save_lora_adapter`."""
+    load_adapters(tiny_model, vae=vae, transformer=transformer)
+    for part, base in (("transformer", load_transformer), ("vae", load_vae)):
+        theirs = base(str(tiny_base))
+        theirs.load_lora_adapter(tiny_model, weight_name=FILE_NAME, prefix=part)
+        (name,) = theirs.peft_config
+        theirs.save_lora_adapter(tmp_path / part, adapter_name=name)
+        saved = load_file(tmp_path / part / FILE_NAME)
+        with safe_open(tmp_path / part / FILE_NAME, "pt") as file:
+            settings = json.loads(file.metadata()["lora_adapter_metadata"])
+        folder = tmp_path / f"{part}_again"
+        folder.mkdir()
+        metadata = {
+            "lora_adapter_metadata": json.dumps({f"{part}.{k}": v for k, v in settings.items()})
+        }
+        save_file({f"{part}.{k}": v for k, v in saved.items()}, folder / FILE_NAME, metadata)
+        again = base(str(tiny_base))
+        load_adapters(folder, **{part: again})
+        outputs = (velocity, transformer) if part == "transformer" else (latent, vae)
+        torch.testing.assert_close(outputs[0](again), outputs[0](outputs[1]), rtol=0, atol=1e-5)
 
 
 def test_diffusers_loads_the_vae_s_adapters(vae, tiny_base, tiny_model):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -24,10 +23,11 @@ from allosr2.backbones.codec import Codec
 from allosr2.backbones.flux import FluxVelocity
 from allosr2.backbones.flux2 import Flux2Codec, Flux2Velocity
 from allosr2.backbones.hub import reach
+from allosr2.backbones.quantize import quantize_blocks
 from allosr2.backbones.sd3 import SD3Velocity
 from allosr2.backbones.velocity import Conditioning, VelocityField
 from allosr2.backbones.z_image import ZImageVelocity
-from allosr2.errors import ConfigError, ModelError
+from allosr2.errors import ModelError
 
 Part = Literal["transformer", "vae"]
 Precision = Literal["float32", "bfloat16", "nf4"]
@@ -115,15 +115,13 @@ def _load(base: str, part: Part, precision: Precision) -> nn.Module:
         _check_files(folder, part)
     else:
         reach(base, f"{part}/config.json")
-    held: dict[str, Any] = {
-        "torch_dtype": torch.float32 if precision == "float32" else torch.bfloat16
-    }
-    if precision == "nf4":
-        held["quantization_config"] = _nf4()
+    dtype = torch.float32 if precision == "float32" else torch.bfloat16
     try:
         model = cast(
             nn.Module,
-            AutoModel.from_pretrained(base, subfolder=part, use_safetensors=True, **held),
+            AutoModel.from_pretrained(
+                base, subfolder=part, torch_dtype=dtype, use_safetensors=True
+            ),
         )
     except Exception as error:  # diffusers, hub and safetensors each raise their own
         reason = " ".join(str(error).split())[:200]
@@ -141,18 +139,9 @@ def _load(base: str, part: Part, precision: Precision) -> nn.Module:
             raise ModelError(
                 f"{base}: in its {part}, {name} holds NaN or infinity; copy or train it again"
             )
+    if precision == "nf4":
+        quantize_blocks(model)
     return model.requires_grad_(False).eval()
-
-
-def _nf4() -> object:
-    """How diffusers quantizes to 4 bits. Raises ConfigError if what it needs is not installed."""
-    if not (find_spec("bitsandbytes") and find_spec("accelerate")):
-        raise ConfigError("base_precision is nf4: it needs pip install 'allosr2[quantize]'")
-    from diffusers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
-    )
 
 
 def _check_files(folder: Path, part: Part) -> None:
