@@ -14,7 +14,7 @@ from typing import Any
 
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from allosr2.backbones.base import Precision, codec_of, load_transformer, load_vae, velocity_of
@@ -25,6 +25,7 @@ from allosr2.backbones.velocity import Conditioning, VelocityField
 from allosr2.card import model_card
 from allosr2.errors import ModelError
 from allosr2.flow import clean_prediction
+from allosr2.storage import save_tensors
 
 FORMAT_VERSION = 1
 CONFIG_NAME = "allosr2.json"
@@ -167,14 +168,7 @@ class AlloSR2(nn.Module):
         """
         folder.mkdir(parents=True, exist_ok=True)
         save_adapters(folder, vae=self.codec.vae, transformer=self.velocity.transformer)
-        conditioning = self.velocity.conditioning
-        save_file(
-            {
-                "prompt": conditioning.prompt.contiguous(),
-                "pooled": conditioning.pooled.contiguous(),
-            },
-            folder / CONDITIONING_NAME,
-        )
+        save_tensors(folder / CONDITIONING_NAME, self.velocity.conditioning.tensors())
         settings = dataclasses.asdict(self.config)
         (folder / CONFIG_NAME).write_text(json.dumps(settings, indent=2) + "\n")
         (folder / CARD_NAME).write_text(model_card(settings))

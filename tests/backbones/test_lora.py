@@ -5,7 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+)
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -283,3 +288,48 @@ def test_adapters_that_cannot_be_used_are_refused(tiny_base, tiny_model, tmp_pat
     refused(tmp_path, tiny_base, "do not fit the base")
     copied(tiny_model, tmp_path, lambda tensors: tensors[KEY].fill_(torch.nan))
     refused(tmp_path, tiny_base, "NaN or infinity")
+
+
+def rename_keys(form: str):
+    """A change of tensors that renames the transformer's as another trainer would."""
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        for key in [key for key in tensors if key.startswith("transformer.")]:
+            tensors[form.format(key.removeprefix("transformer."))] = tensors.pop(key)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("form", "layout"), [("lora_unet_{}", "kohya's"), ("base_model.model.{}", "PEFT's own")]
+)
+def test_keys_of_other_trainers_are_named_with_the_converter(
+    tiny_base, tiny_model, tmp_path, form, layout
+):
+    copied(tiny_model, tmp_path, rename_keys(form))
+    refused(tmp_path, tiny_base, f"are in {layout} layout; convert .*save_lora_adapter")
+
+
+def test_a_rank_that_the_metadata_does_not_say_is_refused(tiny_base, tiny_model, tmp_path):
+    metadata = metadata_of(tiny_model)
+    settings = json.loads(metadata["lora_adapter_metadata"]) | {"transformer.r": 8}
+    metadata["lora_adapter_metadata"] = json.dumps(settings)
+    copied(tiny_model, tmp_path, len, metadata=metadata)
+    refused(tmp_path, tiny_base, "adapters are of rank 4, its metadata says 8")
+
+
+def test_adapters_of_a_larger_base_are_refused_though_they_would_fit(
+    tiny_base, tiny_model, tmp_path
+):
+    config = FluxTransformer2DModel.load_config(tiny_base, subfolder="transformer")
+    larger = FluxTransformer2DModel.from_config(config | {"num_single_layers": 3})
+    larger.save_pretrained(tmp_path / "base" / "transformer")
+    copied(tiny_model, tmp_path, len)
+    refused(tmp_path, tmp_path / "base", "do not fit the base")
+
+
+def test_a_pickle_of_adapters_is_not_read(tiny_base, tiny_model, tmp_path):
+    path = tmp_path / "pytorch_lora_weights.bin"
+    torch.save(load_file(tiny_model / FILE_NAME), path)
+    with pytest.raises(ModelError, match=r"pytorch_lora_weights\.bin: a pickle, .* is not read"):
+        load_adapters(tmp_path, transformer=load_transformer(str(tiny_base)))

@@ -33,7 +33,7 @@ Part = Literal["transformer", "vae"]
 Precision = Literal["float32", "bfloat16", "nf4"]
 """How weights are held; nf4 is 4 bits a weight, for frozen ones alone (bitsandbytes)."""
 
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 
 
 def family_of(transformer: nn.Module) -> type[VelocityField]:
@@ -161,9 +161,12 @@ def _check_files(folder: Path, part: Part) -> None:
             raise ModelError(
                 f"{inside}: {', '.join(missing)} of {len(shards)} shards missing or renamed; copy it again"
             )
-    pickles = [path for pattern in _PICKLES for path in sorted(inside.glob(pattern))]
-    if pickles and not any(inside.glob("*.safetensors")):
-        raise ModelError(
-            f"{pickles[0]}: a pickle, which can run code when it is read, is not read; "
-            "save the base with safe_serialization=True"
-        )
+    if any(inside.glob("*.safetensors")):
+        return
+    for path in sorted(inside.iterdir()):
+        if path.suffix in _PICKLES:
+            raise ModelError(
+                f"{path}: a pickle, which can run code when it is read, is not read; "
+                "save the base with safe_serialization=True"
+            )
+    raise ModelError(f"{inside}: no .safetensors file in it; copy it again")

@@ -14,10 +14,10 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from allosr2.errors import ConfigError, ModelError
+from allosr2.storage import save_tensors
 
 ADAPTER = "default"
 """PEFT's name of the one adapter that a model carries."""
@@ -121,7 +121,7 @@ def save_adapters(folder: Path, **parts: nn.Module) -> None:
     for part, module in parts.items():
         config: LoraConfig = cast(Any, module).peft_config[ADAPTER]
         state: dict[str, Tensor] = get_peft_model_state_dict(module, adapter_name=ADAPTER)
-        tensors |= {f"{part}.{k}": v.to(torch.bfloat16).contiguous() for k, v in state.items()}
+        tensors |= {f"{part}.{k}": v.to(torch.bfloat16) for k, v in state.items()}
         settings |= {
             f"{part}.r": config.r,
             f"{part}.lora_alpha": config.lora_alpha,
@@ -132,7 +132,7 @@ def save_adapters(folder: Path, **parts: nn.Module) -> None:
         _METADATA_KEY: json.dumps(settings, sort_keys=True),
         _BASE_KEY: json.dumps({part: _base(module) for part, module in parts.items()}),
     }
-    save_file(tensors, folder / FILE_NAME, metadata=metadata)
+    save_tensors(folder / FILE_NAME, tensors, metadata)
 
 
 def load_adapters(folder: Path, **parts: nn.Module) -> None:
@@ -202,10 +202,9 @@ def _base(module: nn.Module) -> str:
 
 
 def _refuse_pickle(folder: Path) -> None:
-    pickles = sorted(p for p in folder.glob("*") if p.suffix in {".bin", ".pt", ".pth", ".ckpt"})
-    if pickles:
+    for path in sorted(folder.glob(f"{Path(FILE_NAME).stem}.*")):
         raise ModelError(
-            f"{pickles[0]}: a pickle, which can run code when it is read, is not read; "
+            f"{path}: a pickle, which can run code when it is read, is not read; "
             f"save the adapters as {FILE_NAME}"
         )
 

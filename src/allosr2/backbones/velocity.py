@@ -22,6 +22,10 @@ class Conditioning:
     pooled: Float[Tensor, " p"]
     """Pooled text embedding; p is 0 for bases that take none."""
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What `conditioning.safetensors` holds."""
+        return {"prompt": self.prompt, "pooled": self.pooled}
+
     def first(self, tokens: int) -> Conditioning:
         """The same with no more than the first `tokens` text tokens; 0 leaves the pooled embedding alone."""
         return Conditioning(prompt=self.prompt[:tokens], pooled=self.pooled)

@@ -15,6 +15,7 @@ import tyro
 from allosr2.cli.console import describe, errors_console, set_up_logging
 from allosr2.cli.degrade import Degrade, degrade
 from allosr2.cli.info import Info, info
+from allosr2.cli.prepare import Prepare, prepare
 from allosr2.cli.snr import Snr, snr
 from allosr2.cli.train import INTERRUPTED, Train, train
 from allosr2.cli.upscale import Upscale, upscale
@@ -23,6 +24,7 @@ from allosr2.errors import AlloSR2Error
 _VERBS: dict[type, Callable[[Any], int]] = {
     Upscale: upscale,
     Train: train,
+    Prepare: prepare,
     Snr: snr,
     Degrade: degrade,
     Info: info,
@@ -33,7 +35,7 @@ _VERBS: dict[type, Callable[[Any], int]] = {
 class Command:
     """The whole command line."""
 
-    verb: Upscale | Train | Snr | Degrade | Info
+    verb: Upscale | Train | Prepare | Snr | Degrade | Info
     debug: bool = False
     """Show tracebacks and the debug log. Stands before the verb."""
 
