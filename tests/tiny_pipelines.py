@@ -9,21 +9,15 @@ from pathlib import Path
 
 import torch
 from diffusers import (
-    AutoencoderKL,
     DiffusionPipeline,
-    FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Pipeline,
-    FluxPipeline,
-    FluxTransformer2DModel,
     StableDiffusion3Pipeline,
     ZImagePipeline,
 )
+from tiny_flux import clip, clip_tokenizer, t5, t5_tokenizer
 from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
     CLIPTextModelWithProjection,
-    CLIPTokenizer,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
     MistralConfig,
@@ -35,23 +29,10 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3Model,
-    T5Config,
-    T5EncoderModel,
-    T5Tokenizer,
 )
 
 CLIP_IDS = [4] + [5] * 76
 """What CLIP's tokenizer makes of an empty text: start, end, and the end again as padding."""
-T5_WIDTH = 24
-
-_CLIP_VOCABULARY = {
-    "a": 0,
-    "b": 1,
-    "a</w>": 2,
-    "b</w>": 3,
-    "<|startoftext|>": 4,
-    "<|endoftext|>": 5,
-}
 _SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
 _QWEN_VOCABULARY = {
     token: i for i, token in enumerate([*_SPECIAL, *"abcdefghijklmnopqrstuvwxyz", "\u010a"])
@@ -83,45 +64,18 @@ def qwen_ids(*, thinking: bool) -> list[int]:
     return [_QWEN_VOCABULARY["\u010a" if piece == "\n" else piece] for piece in pieces]
 
 
-def save_flux(folder: Path, *, distilled: bool = True) -> Path:
-    """FLUX.1, complete: -dev with a guidance input, -schnell without."""
-    torch.manual_seed(0)
-    transformer = FluxTransformer2DModel(
-        in_channels=16,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=T5_WIDTH,
-        pooled_projection_dim=10,
-        guidance_embeds=distilled,
-        axes_dims_rope=(4, 6, 6),
-    )
-    vae = AutoencoderKL(block_out_channels=(8,), latent_channels=4, norm_num_groups=4)
-    FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=vae,
-        transformer=transformer,
-        text_encoder=CLIPTextModel(_clip(10)),
-        tokenizer=_clip_tokenizer(),
-        text_encoder_2=_t5(),
-        tokenizer_2=_t5_tokenizer(),
-    ).save_pretrained(folder)
-    return folder
-
-
 def save_sd3(folder: Path) -> Path:
     """Stable Diffusion 3's three text encoders."""
     torch.manual_seed(1)
     return _save(
         StableDiffusion3Pipeline,
         folder,
-        text_encoder=CLIPTextModelWithProjection(_clip(8)),
-        tokenizer=_clip_tokenizer(),
-        text_encoder_2=CLIPTextModelWithProjection(_clip(12)),
-        tokenizer_2=_clip_tokenizer(),
-        text_encoder_3=_t5(),
-        tokenizer_3=_t5_tokenizer(),
+        text_encoder=CLIPTextModelWithProjection(clip(8)),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=CLIPTextModelWithProjection(clip(12)),
+        tokenizer_2=clip_tokenizer(),
+        text_encoder_3=t5(),
+        tokenizer_3=t5_tokenizer(),
     )
 
 
@@ -184,34 +138,6 @@ def save_flux2_dev(folder: Path) -> Path:
 def _save(kind: type[DiffusionPipeline], folder: Path, **text: object) -> Path:
     kind(scheduler=None, vae=None, transformer=None, **text).save_pretrained(folder)
     return folder
-
-
-def _clip(width: int) -> CLIPTextConfig:
-    return CLIPTextConfig(
-        vocab_size=len(_CLIP_VOCABULARY),
-        hidden_size=width,
-        intermediate_size=12,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        max_position_embeddings=77,
-        projection_dim=width,
-        bos_token_id=4,
-        eos_token_id=5,
-    )
-
-
-def _clip_tokenizer() -> CLIPTokenizer:
-    return CLIPTokenizer(vocab=_CLIP_VOCABULARY, merges=[], model_max_length=77)
-
-
-def _t5() -> T5EncoderModel:
-    config = T5Config(vocab_size=5, d_model=T5_WIDTH, d_kv=4, d_ff=16, num_layers=2, num_heads=2)
-    return T5EncoderModel(config)
-
-
-def _t5_tokenizer() -> T5Tokenizer:
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), ("a", -3.0)]
-    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=512)
 
 
 def _qwen(layers: int) -> Qwen3Config:

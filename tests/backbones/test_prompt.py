@@ -10,7 +10,8 @@ import torch
 from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
-from tiny_pipelines import CLIP_IDS, T5_WIDTH, qwen_ids, t5_ids
+from tiny_flux import T5_WIDTH, save_flux
+from tiny_pipelines import CLIP_IDS, qwen_ids, t5_ids
 from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
@@ -26,7 +27,7 @@ from allosr2.errors import ConfigError, ModelError
 
 @pytest.fixture(scope="session")
 def flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_pipelines.save_flux(tmp_path_factory.mktemp("flux") / "FLUX.1-dev")
+    return save_flux(tmp_path_factory.mktemp("flux") / "FLUX.1-dev")
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_flux_has_the_last_state_of_t5_and_clips_state_at_the_end_of_the_text(fl
 
 @pytest.mark.parametrize(("distilled", "expected"), [(True, 512), (False, 256)])
 def test_the_length_is_the_bases_own(tmp_path, distilled, expected):
-    folder = tiny_pipelines.save_flux(tmp_path / "base", distilled=distilled)
+    folder = save_flux(tmp_path / "base", distilled=distilled)
     assert encode_prompt(str(folder)).prompt.shape == (expected, T5_WIDTH)
     shutil.rmtree(folder / "transformer")
     assert encode_prompt(str(folder)).prompt.shape == (512, T5_WIDTH)

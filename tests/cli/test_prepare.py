@@ -15,7 +15,7 @@ from allosr2.cli import main
 
 @pytest.fixture(scope="session")
 def flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tiny_pipelines import save_flux
+    from tiny_flux import save_flux
 
     return save_flux(tmp_path_factory.mktemp("flux") / "FLUX.1-dev")
 

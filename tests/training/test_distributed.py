@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from allosr2.data.pairs import batches
 from allosr2.data.photos import HRImages
-from allosr2.errors import ConfigError
+from allosr2.errors import AlloSR2Error, ConfigError
 from allosr2.training.distributed import Processes, join, measured_once
 
 
@@ -90,3 +90,19 @@ def test_two_processes_are_one_to_the_last_bit(small_base, photos, tmp_path):
     )
     assert one_s == two_s
     assert len(one_s) == 3
+
+
+def test_a_process_that_is_left_alone_says_so(monkeypatch):
+    def gone(*_: object, **__: object) -> None:
+        raise RuntimeError("Connection closed by peer [127.0.0.1]:1234")
+
+    for name in ("all_reduce", "broadcast", "barrier"):
+        monkeypatch.setattr(torch.distributed, name, gone)
+    process = Processes(rank=3, count=4)
+    for talk in (
+        lambda: process.sum_([torch.ones(1)]),
+        lambda: process.copy_from_first_([torch.ones(1)]),
+        process.wait,
+    ):
+        with pytest.raises(AlloSR2Error, match="^process 3: another process stopped"):
+            talk()

@@ -22,7 +22,7 @@ from allosr2.backbones.codec import Codec
 from allosr2.data.degradation import preset
 from allosr2.data.pairs import Batch, batches
 from allosr2.data.photos import HRImages
-from allosr2.errors import ConfigError, ModelError
+from allosr2.errors import ConfigError, DataError, ModelError
 from allosr2.model import CONDITIONING_NAME, AlloSR2
 from allosr2.training.allosr2 import AlloSR2Stage
 from allosr2.training.codec import CodecStage, unit_scale_penalty
@@ -355,3 +355,21 @@ def test_training_over_the_base_that_it_came_from(build: Build, tmp_path: Path) 
     shutil.rmtree(config.run.output / "checkpoints")
     again = dataclasses.replace(config, base=str(model / "base"), initial=str(model))
     assert AlloSR2.from_pretrained(train(again)).config.base == "base"
+
+
+def test_crops_of_one_color_do_not_count_for_t_star(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hr = torch.rand(3, 3, 32, 32, generator=generator)
+    hr[1] = 0.0
+    lr = hr[:, :, ::4, ::4]
+
+    def t_star(kept: list[int], name: str) -> float:
+        pair = Batch(hr=hr[kept], lr=lr[kept])
+        monkeypatch.setattr("allosr2.training.allosr2.batches", lambda *_, **__: iter([pair]))
+        return AlloSR2.from_pretrained(train(allosr2(build, tmp_path / name))).config.t_star
+
+    assert t_star([0, 1, 2], "all") == t_star([0, 2], "two")
+    with pytest.raises(DataError, match="no pair to measure it on"):
+        t_star([1], "plain")

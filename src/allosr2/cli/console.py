@@ -8,7 +8,6 @@ import warnings
 from functools import cache
 
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from allosr2.errors import AlloSR2Error
@@ -47,11 +46,18 @@ def describe(error: Exception) -> str:
     return f"{type(error).__name__}: {line or 'no message'}; run with --debug for the traceback"
 
 
+class _Lines(logging.Handler):
+    """A line a message, above a progress bar if there is one, and never cut to the terminal's width."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        errors_console().print(f"allosr2: {level}{self.format(record)}")
+
+
 def set_up_logging(debug: bool) -> None:
     """Send the log to stderr: this package's from INFO (with `debug` DEBUG), others' errors alone."""
     level = logging.DEBUG if debug else logging.INFO
-    handler = RichHandler(console=errors_console(), show_time=False, show_path=False)
-    logging.basicConfig(level=logging.ERROR, handlers=[handler], force=True)
+    logging.basicConfig(level=logging.ERROR, handlers=[_Lines()], format="%(message)s", force=True)
     logging.getLogger("allosr2").setLevel(level)
     if not debug:
         # Both libraries read these when they are first imported, and they go on to sub-processes.

@@ -143,7 +143,7 @@ class AlloSR2Stage:
         return folder
 
     def _measure_t_star(self, images: HRImages, device: torch.device) -> float:
-        """Eq. 6 on the run's first `t_star_pairs` pairs, by the frozen encoder."""
+        """Eq. 6 on the run's first `t_star_pairs` pairs, by the frozen encoder, less those of one color."""
 
         def latents() -> Iterator[tuple[Tensor, Tensor]]:
             run = self._config.run
@@ -158,8 +158,11 @@ class AlloSR2Stage:
             )
             for batch in (b.to(device) for b in loader):
                 assert batch.lr is not None
-                lr = enlarge(batch.lr, self.scale)
-                yield self._frozen.encode(lr), self._frozen.encode(batch.hr)
+                z_lr = self._frozen.encode(enlarge(batch.lr, self.scale))
+                z_hr = self._frozen.encode(batch.hr)
+                # crops of one color degrade to themselves: no noise to match, and nothing to learn
+                noisy = (z_lr != z_hr).flatten(1).any(1)
+                yield z_lr[noisy], z_hr[noisy]
 
         with torch.no_grad():
             t_star = optimal_time(latent_power(latents()))

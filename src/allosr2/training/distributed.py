@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from allosr2.devices import resolve_device
-from allosr2.errors import ConfigError
+from allosr2.errors import AlloSR2Error, ConfigError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,9 +32,10 @@ class Processes:
     def sum_(self, tensors: Iterable[Tensor]) -> None:
         """Replace tensors by their sums over all processes."""
         if self.count > 1:
-            pending = [dist.all_reduce(tensor, async_op=True) for tensor in tensors]
-            for work in pending:
-                work.wait()  # pyright: ignore[reportOptionalMemberAccess] - asynchronous calls return work
+            with self._others_present():
+                pending = [dist.all_reduce(tensor, async_op=True) for tensor in tensors]
+                for work in pending:
+                    work.wait()  # pyright: ignore[reportOptionalMemberAccess] - asynchronous calls return work
 
     def sum_terms(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The sums of scalars over all processes, by name."""
@@ -44,13 +46,24 @@ class Processes:
     def copy_from_first_(self, tensors: Iterable[Tensor]) -> None:
         """Replace tensors by the first process's."""
         if self.count > 1:
-            for tensor in tensors:
-                dist.broadcast(tensor, 0)
+            with self._others_present():
+                for tensor in tensors:
+                    dist.broadcast(tensor, 0)
 
     def wait(self) -> None:
         """Return when all processes have come here."""
         if self.count > 1:
-            dist.barrier()
+            with self._others_present():
+                dist.barrier()
+
+    @contextmanager
+    def _others_present(self) -> Generator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # what every engine raises when a process is gone
+            raise AlloSR2Error(
+                f"process {self.rank}: another process stopped; what it said tells why"
+            ) from error
 
 
 def started_processes() -> Processes:
