@@ -33,4 +33,5 @@ def test_known_bases(base, place):
 def test_others_are_not_guessed():
     assert license_of("somebody/flux") is None
     assert describe_license("somebody/flux") == "its own; see somebody/flux"
+    assert describe_license("/home/somebody/flux") == "not known; see where the base came from"
     assert describe_license("base") == "this model's own"

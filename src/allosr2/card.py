@@ -62,7 +62,7 @@ def model_card(settings: Mapping[str, Any]) -> str:
         **{key: settings[key] for key in ("t_star", "scale", "preset", "prompt_length")},
         metadata=_metadata(base, settings),
         base=base,
-        license=describe_license(base),
+        license=describe_license(settings["base"]),
         guidance="none" if settings["guidance"] is None else settings["guidance"],
         recipe=training.get("run.recipe", "not recorded"),
         data=_data(provenance),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +65,8 @@ def license_of(base: str) -> License | None:
 def describe_license(base: str) -> str:
     """The license of a base in a few words, for tables and cards."""
     known = license_of(base)
+    if known is None and Path(base).is_absolute():
+        return "not known; see where the base came from"
     if known is None:
         return f"its own; see {base}" if "/" in base else "this model's own"
     return f"{known.name}: {known.terms} ({known.link})"

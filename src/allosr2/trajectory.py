@@ -43,7 +43,7 @@ def latent_power(
         squares = (z_hr.double().square(), (z_lr.double() - z_hr.double()).square())
         for powers, square in zip((signal, residual), squares, strict=True):
             powers.append(reduce(square, "b c h w -> b", "mean").cpu())
-    if not signal:
+    if not any(len(part) for part in signal):
         raise DataError("t* (Eq. 6): no pair to measure it on; name a folder with LR and HR images")
     power = LatentPower(signal=torch.cat(signal), residual=torch.cat(residual))
     bad = ~(power.signal.isfinite() & power.residual.isfinite() & (power.residual > 0))

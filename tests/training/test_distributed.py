@@ -104,5 +104,5 @@ def test_a_process_that_is_left_alone_says_so(monkeypatch):
         lambda: process.copy_from_first_([torch.ones(1)]),
         process.wait,
     ):
-        with pytest.raises(AlloSR2Error, match="^process 3: another process stopped"):
+        with pytest.raises(AlloSR2Error, match=r"^process 3: another process stopped"):
             talk()
