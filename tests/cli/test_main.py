@@ -54,7 +54,7 @@ def test_an_error_that_nobody_foresaw_is_one_line_too(capsys, monkeypatch):
     def fail(source):
         raise RuntimeError("something\n  broke")
 
-    monkeypatch.setattr("allosr2.model.AlloSR2.from_pretrained", fail)
+    monkeypatch.setattr("allosr2.model.ModelConfig.read", fail)
     assert main(["info"]) == 1
     assert capsys.readouterr().err.splitlines() == [
         "allosr2: error: RuntimeError: something broke; run with --debug for the traceback"
@@ -72,6 +72,6 @@ def test_interruption(capsys, monkeypatch):
     def interrupt(source):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("allosr2.model.AlloSR2.from_pretrained", interrupt)
+    monkeypatch.setattr("allosr2.model.ModelConfig.read", interrupt)
     assert main(["info"]) == 130
     assert capsys.readouterr().err.splitlines() == ["allosr2: interrupted"]

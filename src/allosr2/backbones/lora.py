@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -141,20 +142,11 @@ def load_adapters(folder: Path, **parts: nn.Module) -> None:
     Raises ModelError if the file is absent or broken, of another layout, or was made for another base.
     """
     path = folder / FILE_NAME
-    if not path.is_file():
-        _refuse_pickle(folder)
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            settings = json.loads(metadata.get(_METADATA_KEY, "{}"))
-            bases = json.loads(
-                metadata.get(_BASE_KEY, "{}")
-            )  # absent where diffusers saved the file
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        raise ModelError(
-            f"{path}: the adapters cannot be read ({error}); copy them again"
-        ) from error
+    with _opened(folder) as file:
+        metadata = file.metadata() or {}
+        settings = json.loads(metadata.get(_METADATA_KEY, "{}"))
+        bases = json.loads(metadata.get(_BASE_KEY, "{}"))  # absent where diffusers saved the file
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     _refuse_other_layouts(path, tensors)
     for part, module in parts.items():
         prefix = f"{part}."
@@ -187,6 +179,29 @@ def load_adapters(folder: Path, **parts: nn.Module) -> None:
             )
         set_peft_model_state_dict(module, state, adapter_name=ADAPTER)
         module.requires_grad_(False)
+
+
+def adapter_totals(folder: Path) -> tuple[int, list[int]]:
+    """Parameters of a folder's adapters and their ranks, from the file's header. Raises ModelError."""
+    with _opened(folder) as file:
+        shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+    ranks = {shape[0] for key, shape in shapes.items() if ".lora_A." in key}
+    return sum(math.prod(shape) for shape in shapes.values()), sorted(ranks)
+
+
+@contextmanager
+def _opened(folder: Path) -> Generator[Any]:
+    """A folder's file of adapters. Raises ModelError if it is absent or broken."""
+    path = folder / FILE_NAME
+    if not path.is_file():
+        _refuse_pickle(folder)
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise ModelError(
+            f"{path}: the adapters cannot be read ({error}); copy them again"
+        ) from error
 
 
 def _base(module: nn.Module) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Info:
-    """Show a model's t*, scale, preset, base, sizes and provenance."""
+    """Show a model's t*, scale, preset, base with its license, sizes, metrics and provenance.
+
+    No weights are read, whatever the base's size.
+    """
 
     model: Annotated[str, tyro.conf.Positional] = "mini"
     """A model folder (with `allosr2.json`), or `mini`, the model inside the package."""
@@ -25,47 +29,50 @@ def info(config: Info) -> int:
     """Print a table; returns the exit code."""
     from rich.table import Table
 
+    from allosr2.backbones.base import codec_of
+    from allosr2.backbones.known import outline
     from allosr2.licenses import describe_license
-    from allosr2.model import AlloSR2, model_folder
+    from allosr2.model import ModelConfig, base_of, model_folder
 
-    model = AlloSR2.from_pretrained(config.model)
-    vae, transformer = model.codec.vae, model.velocity.transformer
+    folder = model_folder(config.model)
+    model = ModelConfig.read(folder)
+    transformer, vae = outline(base_of(folder, model))
+    codec = codec_of(vae)
     rows = [
-        ("folder", str(model_folder(config.model))),
-        ("t*", f"{model.config.t_star:.4f}"),
-        ("scale", f"x{model.config.scale}"),
-        ("preset", model.config.preset),
-        ("base", model.config.base),
-        ("license", describe_license(model.config.base)),
-        ("guidance", "none" if model.config.guidance is None else f"{model.config.guidance:g}"),
-        ("text tokens", str(model.config.prompt_length)),
-        ("latents", f"{model.codec.channels} channels, 1/{model.codec.factor} size"),
-        ("VAE encoder", _count(vae.encoder)),
-        ("VAE decoder", _count(vae.decoder)),
+        ("folder", str(folder)),
+        ("t*", f"{model.t_star:.4f}"),
+        ("scale", f"x{model.scale}"),
+        ("preset", model.preset),
+        ("base", model.base),
+        ("license", describe_license(model.base)),
+        ("guidance", "none" if model.guidance is None else f"{model.guidance:g}"),
+        ("text tokens", str(model.prompt_length)),
+        ("latents", f"{codec.channels} channels, 1/{codec.factor} size"),
+        ("VAE encoder", _count(codec.vae.encoder)),
+        ("VAE decoder", _count(codec.vae.decoder)),
         ("transformer", _count(transformer)),
-        ("adapters", _adapters(vae, transformer)),
+        ("adapters", _adapters(folder)),
+        *((f"{m['metric']}, {m['dataset']}", f"{m['value']:g} ({m['by']})") for m in model.metrics),
     ]
     table = Table(title=config.model, show_header=False, title_justify="left")
     for name, value in rows:
         table.add_row(name, value)
-    if model.config.provenance:
+    if model.provenance:
         table.add_section()
-        for name, value in _flatten("", model.config.provenance):
+        for name, value in _flatten("", model.provenance):
             table.add_row(name, value)
     console().print(table)
     return 0
 
 
 def _count(module: nn.Module) -> str:
-    """Parameters of a part as it is without its adapters."""
-    return _parameters(sum(p.numel() for n, p in module.named_parameters() if ".lora_" not in n))
+    return _parameters(sum(parameter.numel() for parameter in module.parameters()))
 
 
-def _adapters(*parts: nn.Module) -> str:
-    from allosr2.backbones.lora import adapter_size
+def _adapters(folder: Path) -> str:
+    from allosr2.backbones.lora import adapter_totals
 
-    count = sum(p.numel() for part in parts for n, p in part.named_parameters() if ".lora_" in n)
-    ranks = sorted({adapter_size(part)[0] for part in parts})
+    count, ranks = adapter_totals(folder)
     return f"{_parameters(count)}, rank {' and '.join(map(str, ranks))}"
 
 

@@ -15,7 +15,7 @@ from allosr2.errors import ModelError
 
 _TAPS = (1, 4, 7, 9, 10, 11, 12)
 """Indices into SqueezeNet's `features` after which LPIPS compares activations."""
-_BGR_MEAN = (103.939, 116.779, 123.68)
+BGR_MEAN = (103.939, 116.779, 123.68)
 """Pixel means, 0 to 255, of the Caffe network that the weights come from."""
 
 
@@ -41,7 +41,7 @@ class LPIPS(nn.Module):
                 module.inplace = False
         channels = (64, 128, 256, 384, 384, 512, 512)
         self.linear = nn.ParameterList([torch.zeros(1, c, 1, 1) for c in channels])
-        self.register_buffer("mean", torch.tensor(_BGR_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(BGR_MEAN).view(1, 3, 1, 1), persistent=False)
         self.mean: Tensor
 
     @classmethod
