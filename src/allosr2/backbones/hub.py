@@ -9,6 +9,7 @@ from pathlib import Path
 from huggingface_hub import (
     HfApi,
     hf_hub_download,
+    is_offline_mode,
     snapshot_download,
     try_to_load_from_cache,
 )
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 @cache  # once a base, not once a part
 def _announce(base: str) -> None:
-    logger.info("%s is downloaded if it is not here yet; license: %s", base, describe_license(base))
+    logger.info("%s: what is not here yet is downloaded; license: %s", base, describe_license(base))
 
 
 def reach(repository: str, name: str) -> Path:
@@ -40,7 +41,7 @@ def reach(repository: str, name: str) -> Path:
     is not there, or no network (`HF_HUB_OFFLINE` is obeyed).
     """
     try:
-        if not isinstance(try_to_load_from_cache(repository, name), str):
+        if not (is_offline_mode() or isinstance(try_to_load_from_cache(repository, name), str)):
             _announce(repository)
         return Path(hf_hub_download(repository, name))
     except Exception as error:
