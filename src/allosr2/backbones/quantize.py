@@ -11,9 +11,21 @@ from torch import nn
 
 from allosr2.errors import ConfigError
 
-_BLOCK = 64
+BLOCK = 64
 """Weights that share a scale."""
-_INSIDE_A_LAYER = re.compile(r".+\.\d+\..+")
+_INSIDE_A_BLOCK = re.compile(r".+\.\d+\..+")
+
+
+def is_quantized(name: str, layer: nn.Module) -> bool:
+    """Whether a transformer's layer of this name is held in 4 bits: the blocks' linear layers are.
+
+    Rows must be of whole groups of weights: on CPUs, scales that reach into the next row are misread.
+    """
+    return (
+        type(layer) is nn.Linear
+        and _INSIDE_A_BLOCK.fullmatch(name) is not None
+        and layer.in_features % BLOCK == 0
+    )
 
 
 def quantize_blocks(transformer: nn.Module) -> None:
@@ -27,12 +39,9 @@ def quantize_blocks(transformer: nn.Module) -> None:
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     linear = {
-        name: layer
+        name: cast(nn.Linear, layer)
         for name, layer in transformer.named_modules()
-        if type(layer) is nn.Linear
-        and _INSIDE_A_LAYER.fullmatch(name)
-        and layer.in_features % _BLOCK
-        == 0  # on CPUs, scales that reach into the next row are misread
+        if is_quantized(name, layer)
     }
     for name, layer in linear.items():
         with torch.device("meta"):  # the weights that it would draw are thrown away
@@ -48,7 +57,7 @@ def quantize_blocks(transformer: nn.Module) -> None:
             layer.weight.data,
             requires_grad=False,
             quant_type="nf4",
-            blocksize=_BLOCK,
+            blocksize=BLOCK,
             compress_statistics=False,  # half a bit a weight more, and scales that are exact
         )
         quantized.bias = layer.bias

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.progress import TaskID, TextColumn
+from tyro.conf import CascadeSubcommandArgs
 from tyro.extras import subcommand_type_from_defaults
 
 from allosr2.cli.console import console, errors_console, progress_bar
@@ -34,10 +35,22 @@ class Train:
 
     recipe: Recipe
     """What to train."""
+    dry_run: CascadeSubcommandArgs[bool] = False
+    """Print what the run will need (parameters, memory, FLOPs), from no weights and no data, and stop."""
+    fits: CascadeSubcommandArgs[str | None] = None
+    """Memory that --dry-run measures the run against, such as 24GB; the GPU's own, or an A100's 80GB."""
 
 
 def train(config: Train) -> int:
-    """Train with a progress bar; returns the exit code."""
+    """Train with a progress bar, or only plan to; returns the exit code."""
+    if config.dry_run:
+        from allosr2.cli.plan import print_plan
+
+        return print_plan(config.recipe, config.fits)
+    if config.fits is not None:
+        raise ConfigError(
+            f"fits is {config.fits}: it belongs to --dry-run; add that, or leave it out"
+        )
     _require_training()
     from allosr2.training.distributed import started_processes
     from allosr2.training.loop import train as run
@@ -62,7 +75,9 @@ def train(config: Train) -> int:
             folder = run(config.recipe, report)
         except KeyboardInterrupt:
             bar.stop()
-            errors_console().print(f"allosr2: stopped; {_how_to_go_on(config.recipe.run.output)}")
+            if leads:
+                how = _how_to_go_on(config.recipe.run.output)
+                errors_console().print(f"allosr2: stopped; {how}")
             return INTERRUPTED
     if leads:
         console().print(str(folder))

@@ -8,7 +8,7 @@ import logging
 import platform
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from allosr2.backbones.base import codec_of, family_of, load_transformer, load_vae
 from allosr2.backbones.lora import (
     adapter_size,
-    add_adapter,
     load_adapters,
     unfreeze_adapters,
 )
@@ -34,6 +33,7 @@ from allosr2.model import (
     load_conditioning,
     model_folder,
 )
+from allosr2.training.adapters import add_fresh_adapters, use_gradient_checkpointing
 from allosr2.training.checkpoint import provenance_fields
 from allosr2.training.config import AlloSR2Training
 from allosr2.training.distributed import measured_once
@@ -75,7 +75,7 @@ class AlloSR2Stage:
         vae = load_vae(config.base)
         transformer = load_transformer(config.base, config.base_precision)
         self._frozen = codec_of(copy.deepcopy(vae)).to(device).to(memory_format=torch.channels_last)
-        velocity = _velocity(config, transformer)
+        codec, velocity = codec_of(vae), _velocity(config, transformer)
         velocity.check_channels(self._frozen.channels)
         if config.initial:
             load_adapters(model_folder(config.initial), vae=vae, transformer=transformer)
@@ -83,17 +83,8 @@ class AlloSR2Stage:
                 _check_adapter(part, config)
                 unfreeze_adapters(part)
         else:
-            adapter = config.adapter
-            for part, targets in (
-                (vae, adapter.vae_targets or self._frozen.lora_targets),
-                (transformer, adapter.transformer_targets or velocity.lora_targets),
-            ):
-                add_adapter(
-                    part, targets, rank=adapter.rank, alpha=adapter.alpha, init=adapter.init
-                )
-        if config.gradient_checkpointing:
-            for part in (vae, transformer):
-                cast(Any, part).enable_gradient_checkpointing()
+            add_fresh_adapters(config, codec, velocity)
+        use_gradient_checkpointing(config, vae, transformer)
         self.constants = constants or {
             "t_star": config.t_star
             or measured_once(lambda: self._measure_t_star(images, device), device)
@@ -108,7 +99,7 @@ class AlloSR2Stage:
             prompt_length=velocity.prompt.shape[0],
             guidance=config.guidance,
         )
-        self.module = AlloSR2(codec_of(vae), velocity, model_config).to(device)
+        self.module = AlloSR2(codec, velocity, model_config).to(device)
         self.module.codec.to(memory_format=torch.channels_last)
         if config.run.compile:
             for codec in (self._frozen, self.module.codec):
