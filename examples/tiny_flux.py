@@ -107,4 +107,6 @@ def t5_tokenizer() -> T5Tokenizer:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python examples/tiny_flux.py FOLDER")
     save_flux(Path(sys.argv[1]))

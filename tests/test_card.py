@@ -13,7 +13,8 @@ from allosr2.card import model_card
 @pytest.mark.parametrize(("guidance", "shown"), [(None, "none"), (1.0, "1.0")])
 def test_card_shows_every_setting(guidance, shown):
     settings = {
-        "base": "black-forest-labs/FLUX.1-dev",
+        "base": "base",
+        "origin": "black-forest-labs/FLUX.1-dev",
         "t_star": 0.438,
         "scale": 4,
         "preset": "mild",
@@ -34,7 +35,7 @@ def test_card_shows_every_setting(guidance, shown):
     metadata = yaml.safe_load(front_matter)
     assert metadata["base_model"] == "black-forest-labs/FLUX.1-dev"
     assert metadata["license"] == "other"
-    assert metadata["license_name"] == "FLUX.1 [dev] Non-Commercial License"
+    assert metadata["license_name"] == "flux-1-dev-non-commercial-license"
     (result,) = metadata["model-index"][0]["results"]
     assert result["dataset"]["name"] == "RealSR"
     assert result["metrics"] == [{"type": "PSNR-Y", "value": 25.5}]
@@ -52,6 +53,7 @@ def test_card_shows_every_setting(guidance, shown):
 def test_a_card_of_a_base_on_this_machine_does_not_say_where_it_lies():
     settings = {
         "base": "/home/somebody/models/FLUX.1-schnell",
+        "origin": "FLUX.1-schnell",
         "t_star": 0.4,
         "scale": 4,
         "preset": "mild",

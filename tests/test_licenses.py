@@ -32,6 +32,24 @@ def test_known_bases(base, place):
 
 def test_others_are_not_guessed():
     assert license_of("somebody/flux") is None
-    assert describe_license("somebody/flux") == "its own; see somebody/flux"
-    assert describe_license("/home/somebody/flux") == "not known; see where the base came from"
-    assert describe_license("base") == "this model's own"
+    assert license_of("base") is None
+    assert describe_license("somebody/flux") == "not known here; see where the base came from"
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "/cache/models--black-forest-labs--FLUX.1-dev/snapshots/aaaa",
+        "models/FLUX.1-dev/",
+        "/models/flux.1-dev-bf16",
+    ],
+)
+def test_folders_are_known_by_any_part_of_their_path(folder):
+    known = license_of(folder)
+    assert known is not None
+    assert "NON-COMMERCIAL" in known.terms
+
+
+def test_quantized_variants_keep_their_base_s_license():
+    assert license_of("somebody/FLUX.2-klein-4b-fp8") == license_of("allosr2/mini")
+    assert license_of("somebody/FLUX.1-schnell-nf4") == license_of("allosr2/mini")

@@ -189,6 +189,8 @@ def embed_another_base(folder: Path) -> None:
     ).save_pretrained(folder / "base" / "transformer")
 
 
+METRIC = {"dataset": "RealSR", "metric": "PSNR-Y", "value": 25.5, "by": "pyiqa 0.1.16"}
+
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda folder: (folder / CONFIG_NAME).unlink(), f"no {CONFIG_NAME} in it"),
     "broken json": (lambda folder: (folder / CONFIG_NAME).write_text('{"base":\n'), "not a model"),
@@ -281,6 +283,45 @@ def test_a_base_without_some_of_its_weights_is_refused(tiny_base, tmp_path):
     save_file(tensors, path, metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"no weights for decoder\.conv_out\.bias"):
         load_vae(str(base))
+
+
+@pytest.mark.parametrize("base", ["", ".", "..", "../base", "base/../.."])
+def test_a_base_is_never_the_model_s_own_folder_or_one_above(folder, base):
+    edit_config(base=base)(folder)
+    with pytest.raises(ModelError, match="it must be a folder's name"):
+        AlloSR2.from_pretrained(folder)
+
+
+def test_saving_removes_nothing_but_the_base_s_parts(tiny_model, tiny_base, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    copy_base(tiny_base, folder)
+    edit_config(base="base")(folder)
+    model, target = AlloSR2.from_pretrained(folder), tmp_path / "other"
+    (target / "base" / "vae").mkdir(parents=True)
+    for name in ("mine.txt", "base/mine.txt", "base/vae/old.txt"):
+        (target / name).write_text("kept?")
+    model.save_pretrained(str(target))
+    assert (target / "mine.txt").exists()
+    assert (target / "base" / "mine.txt").exists()
+    assert not (target / "base" / "vae" / "old.txt").exists()
+    assert AlloSR2.from_pretrained(target).config == model.config
+
+
+def test_a_model_in_bfloat16_is_called_as_any_other(tiny_model, model):
+    low = AlloSR2.from_pretrained(tiny_model, "bfloat16")
+    assert {p.dtype for p in low.parameters()} == {torch.bfloat16}
+    image = torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found, expected = low(image), model(image)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("metrics", [["x"], [{"dataset": "RealSR"}], [METRIC | {"value": "good"}]])
+def test_metrics_are_whole(folder, metrics):
+    edit_config(metrics=metrics)(folder)
+    with pytest.raises(ModelError, match="metrics must each have dataset, metric, value"):
+        AlloSR2.from_pretrained(folder)
 
 
 def test_a_pickle_is_not_read(tiny_base, tmp_path):

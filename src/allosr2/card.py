@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from allosr2.licenses import describe_license, license_of
+from allosr2.licenses import OWN, STANDARD, describe_license, license_of
 
 _CARD = """---
 {metadata}
@@ -55,14 +54,12 @@ def model_card(settings: Mapping[str, Any]) -> str:
     """Markdown with the metadata that model hubs read, from the fields of `allosr2.json`."""
     provenance: Mapping[str, Any] = settings["provenance"]
     training: Mapping[str, Any] = provenance.get("training", {})
-    base = settings["base"]
-    if Path(base).is_absolute():  # the folder's place on one machine says nothing to others
-        base = Path(base).name
+    base = settings["origin"] or settings["base"]
     return _CARD.format(
         **{key: settings[key] for key in ("t_star", "scale", "preset", "prompt_length")},
         metadata=_metadata(base, settings),
         base=base,
-        license=describe_license(settings["base"]),
+        license=describe_license(base),
         guidance="none" if settings["guidance"] is None else settings["guidance"],
         recipe=training.get("run.recipe", "not recorded"),
         data=_data(provenance),
@@ -77,13 +74,17 @@ def _metadata(base: str, settings: Mapping[str, Any]) -> str:
     licensed: dict[str, Any] = {}
     if known is not None:
         licensed["license"] = known.identifier
-        if known.identifier == "other":
-            licensed |= {"license_name": known.name, "license_link": known.link}
+        if known.identifier not in STANDARD:
+            licensed = {
+                "license": "other",
+                "license_name": known.identifier,
+                "license_link": known.link,
+            }
     data = ModelCardData(
         library_name="allosr2",
         pipeline_tag="image-to-image",
         tags=["super-resolution", "image-restoration", "flow-matching", "lora"],
-        base_model=base if "/" in base else None,
+        base_model=base if "/" in base and base != OWN else None,
         model_name="allosr2",
         eval_results=[
             EvalResult(

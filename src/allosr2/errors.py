@@ -5,6 +5,11 @@ from __future__ import annotations
 from typing import ClassVar
 
 
+def one_line(error: BaseException) -> str:
+    """What an error of another library says, in one line and no more than 200 characters."""
+    return " ".join(str(error).split())[:200]
+
+
 class AlloSR2Error(ValueError):
     """Base of every error that a user can cause; the command line prints it without a traceback."""
 

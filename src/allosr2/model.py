@@ -8,24 +8,27 @@ import re
 import shutil
 from dataclasses import dataclass, field
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from allosr2.backbones.base import Precision, codec_of, load_transformer, load_vae, velocity_of
+from allosr2.backbones.base import codec_of, load_transformer, load_vae, velocity_of
 from allosr2.backbones.codec import Codec
-from allosr2.backbones.hub import fetch, upload
-from allosr2.backbones.lora import load_adapters, merge_adapters, save_adapters
+from allosr2.backbones.hub import fetch, reach, upload
+from allosr2.backbones.lora import FILE_NAME as ADAPTERS_NAME
+from allosr2.backbones.lora import adapter_totals, load_adapters, merge_adapters, save_adapters
 from allosr2.backbones.velocity import Conditioning, VelocityField
 from allosr2.card import model_card
 from allosr2.errors import ModelError
 from allosr2.flow import clean_prediction
-from allosr2.storage import save_tensors
+from allosr2.licenses import OWN, license_of
+from allosr2.storage import save_tensors, save_text
 
 FORMAT_VERSION = 1
 CONFIG_NAME = "allosr2.json"
@@ -42,6 +45,8 @@ class ModelConfig:
 
     base: str
     """Base in diffusers layout: a folder inside the model's, an absolute path, or a hub id."""
+    origin: str = ""
+    """What the base is, wherever it lies: a hub id, or a folder's name; its license holds."""
     t_star: float
     """Time at which LR latents enter the flow (Eq. 6)."""
     scale: int
@@ -62,12 +67,16 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.base, str):  # pyright: ignore[reportUnnecessaryIsInstance] - JSON
             raise ModelError(f"base is {self.base}; it must be a folder or a hub id")
+        if not PurePath(self.base).parts or ".." in PurePath(self.base).parts:
+            raise ModelError(
+                f"base is {self.base!r}; it must be a folder's name, an absolute path or a hub id"
+            )
         if not isinstance(self.scale, int):  # pyright: ignore[reportUnnecessaryIsInstance] - JSON
             raise ModelError(f"scale is {self.scale}; it must be a whole number")
         if not isinstance(self.guidance, int | float | None):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ModelError(f"guidance is {self.guidance!r}; it must be a number or null")
-        if any({"dataset", "metric", "value", "by"} - metric.keys() for metric in self.metrics):
-            raise ModelError("metrics must name dataset, metric, value and by; correct them")
+        if not all(_is_metric(metric) for metric in self.metrics):
+            raise ModelError("metrics must each have dataset, metric, value (a number) and by")
         if not 0 < self.t_star < 1:
             raise ModelError(f"t_star is {self.t_star}; it must lie in (0, 1)")
         if self.scale < 1:
@@ -133,7 +142,9 @@ class AlloSR2(nn.Module):
         return self
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, precision: Precision = "float32") -> AlloSR2:
+    def from_pretrained(
+        cls, source: str | Path, precision: Literal["float32", "bfloat16"] = "float32"
+    ) -> AlloSR2:
         """Load a model: a folder with `allosr2.json`, the embedded "mini", or "user/model" on the hub.
 
         A revision of the hub's goes behind an @. Weights are frozen and on the CPU. Raises ModelError, saying
@@ -142,14 +153,15 @@ class AlloSR2(nn.Module):
         folder = model_folder(source)
         config = ModelConfig.read(folder)
         base = base_of(folder, config)
-        vae, transformer = load_vae(base, precision), load_transformer(base, precision)
-        load_adapters(folder, vae=vae, transformer=transformer)
         conditioning = load_conditioning(folder / CONDITIONING_NAME)
+        adapter_totals(folder)  # what is small is read first: a base may take minutes
         if conditioning.prompt.shape[0] != config.prompt_length:
             raise ModelError(
                 f"{folder / CONDITIONING_NAME}: it has {conditioning.prompt.shape[0]} text tokens, "
                 f"{CONFIG_NAME} says {config.prompt_length}; export the model again"
             )
+        vae, transformer = load_vae(base, precision), load_transformer(base, precision)
+        load_adapters(folder, vae=vae, transformer=transformer)
         codec = codec_of(vae)
         try:
             velocity = velocity_of(transformer, conditioning, config.guidance)
@@ -158,20 +170,21 @@ class AlloSR2(nn.Module):
             raise ModelError(f"{folder}: {error}") from error
         model = cls(codec, velocity, config)
         model.folder = folder
-        return model.requires_grad_(False).eval()
+        return model.to(getattr(torch, precision)).requires_grad_(False).eval()
 
-    def save_pretrained(self, folder: Path) -> None:
+    def save_pretrained(self, folder: str | Path) -> None:
         """Write config, adapters (in bfloat16), encoded prompt and a model card.
 
         A base inside the folder that the model was loaded from goes along; one that is to lie inside for the
         first time is written beside them by whoever made it.
         """
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_adapters(folder, vae=self.codec.vae, transformer=self.velocity.transformer)
         save_tensors(folder / CONDITIONING_NAME, self.velocity.conditioning.tensors())
         settings = dataclasses.asdict(self.config)
-        (folder / CONFIG_NAME).write_text(json.dumps(settings, indent=2) + "\n")
-        (folder / CARD_NAME).write_text(model_card(settings))
+        save_text(folder / CONFIG_NAME, json.dumps(settings, indent=2) + "\n")
+        save_text(folder / CARD_NAME, model_card(settings))
         if self.folder is not None and (self.folder / self.config.base).is_dir():
             copy_base(self.folder / self.config.base, folder, self.config.base)
 
@@ -201,10 +214,19 @@ def model_folder(source: str | Path) -> Path:
         return folder
     if isinstance(source, str) and _HUB_ID.fullmatch(source):
         repository, _, revision = source.partition("@")
-        return fetch(repository, ["*.json", "*.safetensors", "*.md"], revision or None)
+        return _fetch_model(repository, revision or None)
     raise ModelError(
         f"{source}: no such model; name a folder with {CONFIG_NAME}, a hub id such as user/model, or {EMBEDDED}"
     )
+
+
+def _fetch_model(repository: str, revision: str | None) -> Path:
+    """A model of the hub as a folder, with no file that is not one of a model's."""
+    config = reach(repository, CONFIG_NAME, revision)  # a base has none, and is not downloaded
+    base = ModelConfig.read(config.parent).base
+    own = [] if "/" in base else [f"{base}/{part}/*" for part in ("transformer", "vae")]
+    files = [CONFIG_NAME, CONDITIONING_NAME, ADAPTERS_NAME, CARD_NAME, *own]
+    return fetch(repository, files, revision)
 
 
 def base_of(folder: Path, config: ModelConfig) -> str:
@@ -247,6 +269,27 @@ def copy_base(base: Path, folder: Path, name: str = "base") -> None:
     target = folder / name
     if base.resolve() == target.resolve():
         return
-    shutil.rmtree(target, ignore_errors=True)
     for part in ("transformer", "vae"):
+        shutil.rmtree(target / part, ignore_errors=True)
         shutil.copytree(base / part, target / part)
+
+
+def origin_of(base: str) -> str:
+    """What a base is, for whoever has it elsewhere: a hub id as it is, a folder by a name."""
+    folder = Path(base)
+    if not folder.is_dir():
+        return base
+    if folder.resolve().is_relative_to(model_folder(EMBEDDED).resolve()):
+        return OWN
+    for part in reversed(folder.resolve().parts):
+        if license_of(part) is not None:
+            return part.removeprefix("models--").replace("--", "/")
+    return folder.resolve().name
+
+
+def _is_metric(metric: object) -> bool:
+    return (
+        isinstance(metric, dict)
+        and {"dataset", "metric", "value", "by"} <= metric.keys()
+        and isinstance(metric["value"], int | float)
+    )

@@ -146,6 +146,22 @@ def test_a_vae_of_other_channels_is_refused():
         velocity.check_channels(16)
 
 
+def test_a_base_that_images_control_is_refused():
+    fill = FluxTransformer2DModel(
+        in_channels=24,
+        out_channels=16,
+        num_layers=0,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=12,
+        pooled_projection_dim=10,
+        axes_dims_rope=(4, 6, 6),
+    )
+    with pytest.raises(ModelError, match="takes 24 channels and gives 16"):
+        FluxVelocity(fill, conditioning(0))
+
+
 def test_a_prompt_of_another_base_is_refused():
     other = Conditioning(prompt=torch.zeros(3, 13), pooled=torch.zeros(10))
     with pytest.raises(ModelError, match=r"widths \(13, 10\), this base needs \(12, 10\)"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -11,6 +12,8 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
+from urllib.parse import unquote
 
 import pytest
 import torch
@@ -35,29 +38,69 @@ REFUSED = {
         "https://huggingface.co/black-forest-labs/FLUX.1-dev",
         "hf auth login",
     ),
-    "some/incomplete": ("vae/config.json is not in the repository", "diffusers layout"),
+    "some/incomplete": ("vae/config.json is not in the repository; name another",),
     "some/broken": ("out of reach (Bad request", "connect to the network"),
     "nobody/nothing": ("neither a folder here nor a repository", "hf auth login"),
     "not a name": ("neither a folder here nor a hub id",),
 }
 
 
+REVISION = "0" * 40
+BASE = "black-forest-labs/FLUX.1-Krea-dev"
+"""A base that the hub has whole, in the folder `Hub.base`."""
+
+
 class Hub(BaseHTTPRequestHandler):
+    base = Path()
+    asked: ClassVar[set[str]] = set()
+    """Files of the base that were asked for."""
+
     def do_HEAD(self) -> None:
-        status, code = ANSWERS.get(self.path, (404, "RepoNotFound"))
+        self._answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def _answer(self, *, with_body: bool) -> None:
+        status, code, body = self._look_up()
         self.send_response(status)
         if code:
             self.send_header("X-Error-Code", code)
         if status == 200:
-            self.send_header("ETag", '"1"')
-            self.send_header("X-Repo-Commit", "0" * 40)
-        self.send_header("Content-Length", str(len(FILE) if status == 200 else 0))
+            self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
+            self.send_header("X-Repo-Commit", REVISION)
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        if with_body:
+            self.wfile.write(body)
 
-    def do_GET(self) -> None:
-        self.do_HEAD()
-        if ANSWERS.get(self.path, (404, ""))[0] == 200:
-            self.wfile.write(FILE)
+    def _look_up(self) -> tuple[int, str | None, bytes]:
+        files = [path for path in self.base.rglob("*") if path.is_file()]
+        if self.path.startswith(f"/api/models/{BASE}/revision/"):
+            siblings = [{"rfilename": str(path.relative_to(self.base))} for path in files]
+            information = {"id": BASE, "sha": REVISION, "siblings": siblings}
+            return 200, None, json.dumps(information).encode()
+        if self.path.startswith(f"/api/models/{BASE}/tree/"):
+            tree = [
+                {
+                    "type": "file",
+                    "path": str(path.relative_to(self.base)),
+                    "size": path.stat().st_size,
+                    "oid": hashlib.sha1(path.read_bytes()).hexdigest(),
+                }
+                for path in files
+            ]
+            return 200, None, json.dumps(tree).encode()
+        for revision in ("main", REVISION):
+            prefix = f"/{BASE}/resolve/{revision}/"
+            if self.path.startswith(prefix):
+                name = unquote(self.path.removeprefix(prefix))
+                if not (self.base / name).is_file():
+                    return 404, "EntryNotFound", b""
+                self.asked.add(name)
+                return 200, None, (self.base / name).read_bytes()
+        status, code = ANSWERS.get(self.path, (404, "RepoNotFound"))
+        return status, code, FILE if status == 200 else b""
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
@@ -101,7 +144,7 @@ def ask(repositories: list[str], **environment: str) -> tuple[dict[str, str], st
 
 
 def test_each_answer_of_the_hub_is_one_line_that_says_what_to_do(hub_s_address, tmp_path):
-    said, log = ask([*REFUSED, "some/open"], HF_ENDPOINT=hub_s_address, HF_HUB_CACHE=str(tmp_path))
+    said, _ = ask([*REFUSED, "some/open"], HF_ENDPOINT=hub_s_address, HF_HUB_CACHE=str(tmp_path))
     assert said.pop("some/open") == FILE.decode()
     assert said.keys() == REFUSED.keys()
     for repository, words in REFUSED.items():
@@ -109,19 +152,81 @@ def test_each_answer_of_the_hub_is_one_line_that_says_what_to_do(hub_s_address, 
         assert "\n" not in said[repository]
         for word in words:
             assert word in said[repository]
-    (announced,) = [line for line in log.splitlines() if line.startswith("black-forest-labs")]
-    assert "downloaded" in announced
-    assert "NON-COMMERCIAL" in announced  # said before anything comes
 
 
 def test_offline_the_cache_is_enough_and_what_is_not_in_it_is_named(hub_s_address, tmp_path):
     settings = {"HF_ENDPOINT": hub_s_address, "HF_HUB_CACHE": str(tmp_path)}
     ask(["some/open"], **settings)
-    said, log = ask(["some/open", "some/other"], HF_HUB_OFFLINE="1", **settings)
+    said, _ = ask(["some/open", "some/other"], HF_HUB_OFFLINE="1", **settings)
     assert said["some/open"] == FILE.decode()
     assert "not in the hub's cache" in said["some/other"]
     assert "HF_HUB_OFFLINE" in said["some/other"]
-    assert "some/open" not in log  # nothing is downloaded, so nothing is announced
+
+
+FETCH = """
+import logging, sys
+from allosr2.backbones.hub import fetch_part, reach
+from allosr2.errors import ModelError
+logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+for part in ("vae", "transformer"):
+    print(fetch_part(sys.argv[1], part))
+try:
+    reach(sys.argv[1], "allosr2.json")
+except ModelError as error:
+    print(error)
+"""
+
+
+def test_a_base_s_parts_and_nothing_else_come_and_serve_offline(
+    hub_s_address, tiny_base, tmp_path, monkeypatch
+):
+    """The transformer in shards, as large ones are, for which diffusers alone would ask the hub again."""
+    from diffusers import FluxTransformer2DModel
+    from huggingface_hub import constants
+
+    from allosr2.backbones.base import load_transformer, load_vae
+
+    base, cache = tmp_path / "base", tmp_path / "cache"
+    shutil.copytree(tiny_base / "vae", base / "vae")
+    transformer = FluxTransformer2DModel.from_pretrained(tiny_base, subfolder="transformer")
+    transformer.save_pretrained(base / "transformer", max_shard_size="40KB")
+    for name in ("flux1-dev.safetensors", "text_encoder_2/model.safetensors", "vae/model.bin"):
+        (base / name).parent.mkdir(exist_ok=True)
+        (base / name).write_bytes(b"gigabytes")
+    monkeypatch.setattr(Hub, "base", base)
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", FETCH, BASE],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=dict(os.environ) | {"HF_ENDPOINT": hub_s_address, "HF_HUB_CACHE": str(cache)},
+        )
+        for _ in range(2)
+    ]
+    for done in runs:
+        vae_folder, transformer_folder, refusal = done.stdout.splitlines()
+        assert vae_folder == transformer_folder
+        assert refusal == f"{BASE}: allosr2.json is not in the repository; name another"
+    announced = [
+        [line for line in done.stderr.splitlines() if "downloaded" in line] for done in runs
+    ]
+    assert len(announced[0]) == 1  # once a base, before its weights come
+    assert "WARNING" in announced[0][0]
+    assert "NON-COMMERCIAL" in announced[0][0]
+    assert announced[1] == []
+    wanted = {p.relative_to(base).as_posix() for p in base.glob("*/diffusion_pytorch_model*")}
+    assert Hub.asked == wanted | {"vae/config.json", "transformer/config.json"}
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for load in (load_vae, load_transformer):
+        expected = load(str(tiny_base)).state_dict()
+        found = load(BASE).state_dict()
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    (Path(transformer_folder) / "transformer" / min(wanted).rpartition("/")[2]).unlink()
+    with pytest.raises(ModelError, match="not in the hub's cache"):
+        load_transformer(BASE)
 
 
 @pytest.fixture

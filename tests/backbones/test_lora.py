@@ -11,6 +11,7 @@ from diffusers import (
     FluxPipeline,
     FluxTransformer2DModel,
 )
+from peft.utils.save_and_load import get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -307,7 +308,64 @@ def test_keys_of_other_trainers_are_named_with_the_converter(
     tiny_base, tiny_model, tmp_path, form, layout
 ):
     copied(tiny_model, tmp_path, rename_keys(form))
-    refused(tmp_path, tiny_base, f"are in {layout} layout; convert .*save_lora_adapter")
+    refused(tmp_path, tiny_base, f"are in {layout} layout; convert .*save_lora_weights")
+
+
+@pytest.mark.parametrize(
+    ("form", "layout"),
+    [("diffusion_model.{}", "another layout"), ("transformer.{}.alpha", "another layout")],
+)
+def test_other_keys_are_named_too(tiny_base, tiny_model, tmp_path, form, layout):
+    copied(tiny_model, tmp_path, rename_keys(form))
+    refused(tmp_path, tiny_base, f"are in {layout} .*; convert")
+
+
+def test_peft_s_own_file_is_named_with_the_converter(tiny_base, tiny_model, tmp_path):
+    (tmp_path / "adapter_model.safetensors").write_bytes((tiny_model / FILE_NAME).read_bytes())
+    with pytest.raises(ModelError, match=r"in PEFT's own layout; convert .*save_lora_weights"):
+        load_adapters(tmp_path, transformer=load_transformer(str(tiny_base)))
+
+
+def test_what_the_converter_makes_is_loaded(transformer, vae, tiny_base, tiny_model, tmp_path):
+    """The way that the message names, on adapters of the transformer alone: the VAE gets none."""
+    load_adapters(tiny_model, transformer=transformer)
+    theirs = load_transformer(str(tiny_base))
+    theirs.load_lora_adapter(tiny_model, weight_name=FILE_NAME, prefix="transformer")
+    (config,) = theirs.peft_config.values()
+    FluxPipeline.save_lora_weights(
+        tmp_path,
+        transformer_lora_layers=get_peft_model_state_dict(theirs, adapter_name="default_0"),
+        transformer_lora_adapter_metadata={
+            "r": config.r,
+            "lora_alpha": config.lora_alpha,
+            "target_modules": sorted(config.target_modules),
+        },
+    )
+    again, before = load_transformer(str(tiny_base)), latent(vae)
+    load_adapters(tmp_path, transformer=again, vae=vae)
+    torch.testing.assert_close(velocity(again), velocity(transformer), rtol=0, atol=1e-5)
+    assert torch.equal(latent(vae), before)
+    assert adapter_size(vae) == (0, 0)
+    other = tmp_path / "again"
+    other.mkdir()
+    save_adapters(other, transformer=again, vae=vae)
+    assert {key.partition(".")[0] for key in load_file(other / FILE_NAME)} == {"transformer"}
+
+
+def test_targets_are_whole_names(transformer):
+    """PEFT alone would take `proj_out` as the end of every single block's too."""
+    add_adapter(transformer, "proj_out", rank=2, alpha=2)
+    assert {n for n, p in transformer.named_parameters() if p.requires_grad} == {
+        f"proj_out.lora_{side}.default.weight" for side in "AB"
+    }
+
+
+@pytest.mark.parametrize("text", ["[1]", "3", '{"transformer.r": "four"}'])
+def test_odd_metadata_is_refused(tiny_base, tiny_model, tmp_path, text):
+    copied(
+        tiny_model, tmp_path, len, metadata={"lora_adapter_metadata": text, "allosr2_base": "[]"}
+    )
+    refused(tmp_path, tiny_base, "no rank and alpha for the transformer")
 
 
 def test_a_rank_that_the_metadata_does_not_say_is_refused(tiny_base, tiny_model, tmp_path):

@@ -121,7 +121,7 @@ def test_learning_rate_of_a_decay_shorter_than_a_step() -> None:
         (LossConfig, {"perceptual_target": "x"}, "perceptual_target is x: use image or decoded"),
         (allosr2, {"scale": 0}, "scale is 0: use 1 or more"),
         (allosr2, {"scale": 3}, "scale is 3: use a divisor of crop 256"),
-        (allosr2, {"t_star": 1.0}, "t_star is 1.0: use a value in (0, 1)"),
+        (allosr2, {"t_star": 1.0}, "t_star is 1.0: use a value from 0.001 to 0.995"),
         (allosr2, {"t_star_pairs": 0}, "t_star_pairs is 0: use 1 or more"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,31 @@ def test_what_does_not_suit_the_base_is_refused_in_one_line(config, fields, mess
     with pytest.raises(ConfigError, match=message) as caught:
         train(config("run", **fields))
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_small_is_checked_before_a_base_is_loaded(config, tiny_base, tmp_path):
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    for path in base.rglob("*.safetensors"):
+        path.unlink()
+    with pytest.raises(ConfigError, match="make it with `allosr2 prepare"):
+        train(config("run", base=str(base), conditioning=Path("nowhere.safetensors")))
+    with pytest.raises(ConfigError, match="guidance is None"):
+        train(config("run", base=str(base), guidance=None))
+
+
+def test_targets_belong_to_the_initial_adapters(config):
+    first = train(config("first"))
+    adapter = AdapterConfig(rank=2, alpha=2, transformer_targets="x_embedder")
+    with pytest.raises(ConfigError, match=r"targets is x_embedder: the adapters of .* their own"):
+        config("second", initial=str(first), adapter=adapter)
+
+
+def test_the_base_s_license_goes_along_when_the_base_does(config, tiny_base, tmp_path):
+    base = shutil.copytree(tiny_base, tmp_path / "FLUX.1-dev")
+    folder = train(config("run", base=str(base), embed_base=True))
+    assert ModelConfig.read(folder).base == "base"
+    assert "NON-COMMERCIAL" in (folder / "README.md").read_text()
+    assert str(tmp_path) not in (folder / "README.md").read_text()
 
 
 def test_a_prompt_of_another_base_is_refused(config, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import signal
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -302,3 +303,27 @@ def test_noise_has_its_distribution() -> None:
     generators = sample_generators(0, 0, 2000, torch.device("cpu"))
     assert stats.kstest(uniform(generators).numpy(), "uniform").pvalue > 1e-3
     assert stats.kstest(normal(generators, ()).numpy(), "norm").pvalue > 1e-3
+
+
+def test_a_second_interruption_does_not_stop_the_checkpoint(
+    parts: Parts, tmp_path: Path, use_stage: Callable[..., FourNumbers], monkeypatch
+) -> None:
+    """torchrun sends one after the terminal's."""
+    use_stage(FourNumbers())
+    save = loop.save_checkpoint
+
+    def interrupted(*arguments: Any) -> Path:
+        signal.raise_signal(signal.SIGINT)
+        return save(*arguments)
+
+    def stop(status: Status) -> None:
+        if status.step == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "save_checkpoint", interrupted)
+    config = CodecTraining(**parts(tmp_path / "run"))
+    with pytest.raises(KeyboardInterrupt):
+        train(config, stop)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000002"]
+    with pytest.raises(KeyboardInterrupt):  # later ones are heard again
+        signal.raise_signal(signal.SIGINT)

@@ -344,7 +344,9 @@ def test_the_prompt_travels_on(build: Build, tmp_path: Path) -> None:
 
 def test_guidance_of_a_base_that_takes_none_is_refused(build: Build, tmp_path: Path) -> None:
     config = allosr2(build, tmp_path / "run", loss=LossConfig(atm_guidance=3.5))
-    with pytest.raises(ConfigError, match=r"^atm_guidance is 3.5: .* takes no guidance; leave it"):
+    with pytest.raises(
+        ConfigError, match=r"^atm_guidance is 3.5: .* takes none; use --atm-guidance None"
+    ):
         train(config)
 
 

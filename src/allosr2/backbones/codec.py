@@ -35,15 +35,21 @@ class Codec(nn.Module):
 
     def encode(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h/f w/f"]:
         """Latents of images in [0, 1], whose sides are multiples of `factor`. Deterministic."""
-        encoded = self.vae.encode(image * 2 - 1, return_dict=False)[0]
+        pixels = (image * 2 - 1).to(self._dtype)
+        encoded = self.vae.encode(pixels, return_dict=False)[0]
         if isinstance(encoded, DiagonalGaussianDistribution):
             encoded = encoded.mode()
         return self._to_model(_at_least_float32(encoded))
 
     def decode(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h*f w*f"]:
         """Images of latents; about [0, 1], not clamped, so that gradients pass everywhere."""
-        decoded = self.vae.decode(self._to_vae(z), return_dict=False)[0]
+        decoded = self.vae.decode(self._to_vae(z).to(self._dtype), return_dict=False)[0]
         return (_at_least_float32(cast(Tensor, decoded)) + 1) / 2
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        # the decoder's, as an encoder with adapters is held in two
+        return next(self.vae.decoder.parameters()).dtype
 
     def _to_model(self, posterior: Tensor) -> Tensor:
         """The VAE's latents as the flow's."""

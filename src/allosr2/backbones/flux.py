@@ -9,7 +9,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from allosr2.backbones.velocity import VelocityField, config_of
+from allosr2.backbones.velocity import JOINT_ATTENTION, Conditioning, VelocityField, config_of
+from allosr2.errors import ModelError
 
 _PATCH = 2
 """Side of the latent patch that makes one token."""
@@ -53,10 +54,23 @@ class FluxVelocity(VelocityField):
     lora_targets = (
         r"x_embedder"
         r"|(single_)?transformer_blocks\.\d+\.("
-        r"attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"
+        rf"attn\.{JOINT_ATTENTION}"
         r"|ff(_context)?\.net\.(0\.proj|2)"
         r"|proj_mlp|proj_out)"
     )
+
+    def __init__(
+        self, transformer: nn.Module, conditioning: Conditioning, guidance: float | None = None
+    ) -> None:
+        """As every field, but also raises ModelError for bases that take more than latents, as Fill does."""
+        super().__init__(transformer, conditioning, guidance)
+        config = config_of(transformer)
+        given, taken = config["in_channels"], config.get("out_channels") or config["in_channels"]
+        if given != taken:
+            raise ModelError(
+                f"this base takes {given} channels and gives {taken}: one that is controlled by images "
+                "(Fill, Canny, Depth) is no plain flow; use FLUX.1-dev or FLUX.1-schnell"
+            )
 
     @staticmethod
     def widths(transformer: nn.Module) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from allosr2.backbones.codec import Codec
-from allosr2.backbones.velocity import VelocityField, config_of
+from allosr2.backbones.velocity import JOINT_ATTENTION, VelocityField, config_of
 
 
 class Flux2Codec(Codec):
@@ -51,7 +51,7 @@ class Flux2Velocity(VelocityField):
     lora_targets = (
         r"x_embedder"
         r"|transformer_blocks\.\d+\.("
-        r"attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"
+        rf"attn\.{JOINT_ATTENTION}"
         r"|ff(_context)?\.linear_(in|out))"
         r"|single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out)"
     )

@@ -23,27 +23,31 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from allosr2.errors import ModelError
-from allosr2.licenses import describe_license
+from allosr2.errors import ModelError, one_line
+from allosr2.licenses import ANY_USE, describe_license, license_of
 
 logger = logging.getLogger(__name__)
 
 
+WEIGHTS = "diffusion_pytorch_model"
+"""How diffusers names the weights of a base's part."""
+
+
 @cache  # once a base, not once a part
 def _announce(base: str) -> None:
-    logger.info("%s: what is not here yet is downloaded; license: %s", base, describe_license(base))
+    known = license_of(base)
+    level = logging.INFO if known is not None and known.terms == ANY_USE else logging.WARNING
+    logger.log(level, "%s is downloaded; its license: %s", base, describe_license(base))
 
 
-def reach(repository: str, name: str) -> Path:
-    """A file of a hub repository, downloaded if it is not in the cache; the log names the license first.
+def reach(repository: str, name: str, revision: str | None = None) -> Path:
+    """A file of a hub repository, downloaded if it is not in the cache.
 
     Raises ModelError that says what stands in the way: a license to accept, a repository or file that
     is not there, or no network (`HF_HUB_OFFLINE` is obeyed).
     """
     try:
-        if not (is_offline_mode() or isinstance(try_to_load_from_cache(repository, name), str)):
-            _announce(repository)
-        return Path(hf_hub_download(repository, name))
+        return Path(hf_hub_download(repository, name, revision=revision))
     except Exception as error:
         raise _explained(repository, name, error) from error
 
@@ -53,7 +57,21 @@ def fetch(repository: str, patterns: list[str], revision: str | None = None) -> 
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except Exception as error:
-        raise _explained(repository, "its files", error) from error
+        raise _explained(repository, "it", error) from error
+
+
+def fetch_part(base: str, part: str) -> Path:
+    """A base as a folder in which a part lies, with nothing that is not read.
+
+    The log names the license before weights are downloaded. Raises ModelError as `reach`.
+    """
+    weights = (f"{part}/{WEIGHTS}.safetensors", f"{part}/{WEIGHTS}.safetensors.index.json")
+    reach(base, f"{part}/config.json")  # is there anything to download, and may it be?
+    cached = any(isinstance(try_to_load_from_cache(base, name), str) for name in weights)
+    if not (cached or is_offline_mode()):
+        _announce(base)
+    shards = f"{part}/{WEIGHTS}-*-of-*.safetensors"
+    return fetch(base, [f"{part}/config.json", *weights, shards])
 
 
 def upload(folder: Path, repository: str, *, private: bool) -> str:
@@ -66,7 +84,7 @@ def upload(folder: Path, repository: str, *, private: bool) -> str:
         )
     except Exception as error:
         raise ModelError(
-            f"{repository}: it cannot be sent to the hub ({_one_line(error)}); log in with `hf auth login` "
+            f"{repository}: it cannot be sent to the hub ({one_line(error)}); log in with `hf auth login` "
             "as somebody who may write there"
         ) from error
     return f"https://huggingface.co/{repository}"
@@ -83,13 +101,13 @@ def _explained(repository: str, name: str, error: Exception) -> ModelError:
                 "then log in with `hf auth login` or set HF_TOKEN"
             )
         case OfflineModeIsEnabled() | LocalEntryNotFoundError():
-            cause = f" ({_one_line(error.__cause__)})" if error.__cause__ else ""
+            cause = f" ({one_line(error.__cause__)})" if error.__cause__ else ""
             problem = (
                 f"no folder here, and {name} is not in the hub's cache while the hub is out of reach{cause}; "
                 "name a folder, or unset HF_HUB_OFFLINE and connect to the network once"
             )
         case EntryNotFoundError():
-            problem = f"{name} is not in the repository; name a base in diffusers layout"
+            problem = f"{name} is not in the repository; name another"
         case RevisionNotFoundError():
             problem = f"it has no such revision; see {page}/commits/main"
         case RepositoryNotFoundError():
@@ -98,9 +116,5 @@ def _explained(repository: str, name: str, error: Exception) -> ModelError:
                 "check the name, or log in with `hf auth login` if it is private"
             )
         case _:
-            problem = f"it cannot be downloaded ({_one_line(error)}); try again, or name a folder"
+            problem = f"it cannot be downloaded ({one_line(error)}); try again, or name a folder"
     return ModelError(f"{repository}: {problem}")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

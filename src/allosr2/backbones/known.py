@@ -24,7 +24,7 @@ from allosr2.backbones.base import Part
 from allosr2.backbones.hub import reach
 from allosr2.backbones.presets import mini_transformer, mini_vae
 from allosr2.backbones.velocity import config_of
-from allosr2.errors import ModelError
+from allosr2.errors import ModelError, one_line
 
 _flux_vae = partial(
     cast(Callable[..., nn.Module], AutoencoderKL),  # it has tuples of any length for tuples of one
@@ -111,7 +111,6 @@ def _from_config(base: str, part: Part) -> nn.Module:
     try:
         return cast(nn.Module, AutoModel.from_config(json.loads(path.read_text())))
     except Exception as error:  # diffusers raises whatever its classes do
-        reason = " ".join(str(error).split())[:200]
         raise ModelError(
-            f"{path}: no {part} can be made of it ({reason}); copy it again"
+            f"{path}: no {part} can be made of it ({one_line(error)}); copy it again"
         ) from error

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from allosr2.errors import ConfigError, ModelError
-from allosr2.storage import save_tensors
+from allosr2.storage import refuse_pickles, save_tensors
 
 ADAPTER = "default"
 """PEFT's name of the one adapter that a model carries."""
@@ -75,7 +75,8 @@ def add_adapter(
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
-        target_modules=names,
+        # as an expression of whole names: PEFT takes those of a list as the ends of names
+        target_modules="|".join(map(re.escape, names)),
         init_lora_weights="gaussian" if init == "gaussian" else True,
     )
     module.requires_grad_(False)
@@ -115,18 +116,22 @@ def merge_adapters(module: nn.Module) -> None:
 def save_adapters(folder: Path, **parts: nn.Module) -> None:
     """Write the adapters of parts (`vae=...`, `transformer=...`) to one file for diffusers, in bfloat16.
 
+    Parts without any are left out.
+
     What was loaded is written again bit by bit; what was trained in float32 is rounded once.
     """
     tensors: dict[str, Tensor] = {}
     settings: dict[str, Any] = {}
     for part, module in parts.items():
-        config: LoraConfig = cast(Any, module).peft_config[ADAPTER]
+        config: LoraConfig | None = getattr(module, "peft_config", {}).get(ADAPTER)
+        if config is None:
+            continue
         state: dict[str, Tensor] = get_peft_model_state_dict(module, adapter_name=ADAPTER)
         tensors |= {f"{part}.{k}": v.to(torch.bfloat16) for k, v in state.items()}
         settings |= {
             f"{part}.r": config.r,
             f"{part}.lora_alpha": config.lora_alpha,
-            f"{part}.target_modules": sorted(cast(Any, config.target_modules)),
+            f"{part}.target_modules": sorted({key.partition(".lora_")[0] for key in state}),
         }
     metadata = {
         "format": "pt",
@@ -139,22 +144,28 @@ def save_adapters(folder: Path, **parts: nn.Module) -> None:
 def load_adapters(folder: Path, **parts: nn.Module) -> None:
     """Put the adapters of a folder on parts (`vae=...`, `transformer=...`), frozen.
 
-    Raises ModelError if the file is absent or broken, of another layout, or was made for another base.
+    A part of which the file says nothing gets none. Raises ModelError if the file is absent or broken, of
+    another layout, or was made for another base.
     """
     path = folder / FILE_NAME
     with _opened(folder) as file:
         metadata = file.metadata() or {}
-        settings = json.loads(metadata.get(_METADATA_KEY, "{}"))
-        bases = json.loads(metadata.get(_BASE_KEY, "{}"))  # absent where diffusers saved the file
+        settings = _json_object(metadata.get(_METADATA_KEY))
+        bases = _json_object(metadata.get(_BASE_KEY))  # absent where diffusers saved the file
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     _refuse_other_layouts(path, tensors)
+    if not any(key.startswith(tuple(parts)) for key in tensors):
+        raise ModelError(f"{path}: no adapters of {' or '.join(parts)} in it; save it again")
     for part, module in parts.items():
         prefix = f"{part}."
         state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        if not state and f"{prefix}r" not in settings:
+            module.requires_grad_(False)
+            continue
         rank, alpha = settings.get(f"{prefix}r"), settings.get(f"{prefix}lora_alpha")
         if not (isinstance(rank, int) and isinstance(alpha, int) and state):
             raise ModelError(f"{path}: no rank and alpha for the {part} in it; save it again")
-        other_ranks = {v.shape[0] for k, v in state.items() if ".lora_A." in k} - {rank}
+        other_ranks = {v.shape[0] for k, v in state.items() if v.ndim and ".lora_A." in k} - {rank}
         if other_ranks:
             raise ModelError(
                 f"{path}: its {part} adapters are of rank {min(other_ranks)}, its metadata says {rank}; "
@@ -185,7 +196,7 @@ def adapter_totals(folder: Path) -> tuple[int, list[int]]:
     """Parameters of a folder's adapters and their ranks, from the file's header. Raises ModelError."""
     with _opened(folder) as file:
         shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
-    ranks = {shape[0] for key, shape in shapes.items() if ".lora_A." in key}
+    ranks = {shape[0] for key, shape in shapes.items() if shape and ".lora_A." in key}
     return sum(math.prod(shape) for shape in shapes.values()), sorted(ranks)
 
 
@@ -194,7 +205,9 @@ def _opened(folder: Path) -> Generator[Any]:
     """A folder's file of adapters. Raises ModelError if it is absent or broken."""
     path = folder / FILE_NAME
     if not path.is_file():
-        _refuse_pickle(folder)
+        refuse_pickles(folder, f"save the adapters as {FILE_NAME}")
+        if (folder / "adapter_model.safetensors").is_file():
+            raise ModelError(f"{folder}: its adapters are in PEFT's own layout; {_CONVERT}")
     try:
         with safe_open(path, "pt") as file:
             yield file
@@ -216,27 +229,30 @@ def _base(module: nn.Module) -> str:
     return f"{type(module).__name__} {weights}"
 
 
-def _refuse_pickle(folder: Path) -> None:
-    for path in sorted(folder.glob(f"{Path(FILE_NAME).stem}.*")):
-        raise ModelError(
-            f"{path}: a pickle, which can run code when it is read, is not read; "
-            f"save the adapters as {FILE_NAME}"
-        )
+_OURS = re.compile(r"(transformer|vae)\..+\.lora_[AB]\.weight")
+_CONVERT = (
+    "convert the file with diffusers: pipeline.load_lora_weights, then save_lora_weights with "
+    "transformer_lora_adapter_metadata"
+)
 
 
 def _refuse_other_layouts(path: Path, keys: Iterable[str]) -> None:
-    """Raise ModelError, naming the converter, for keys as kohya's trainers or PEFT itself write them."""
+    """Raise ModelError, naming the converter, for keys as kohya's trainers, PEFT itself and others write."""
     for key in keys:
-        if key.startswith(("lora_unet_", "lora_te", "lora_transformer_")):
+        if _OURS.fullmatch(key):
+            continue
+        if key.startswith(("lora_unet_", "lora_te", "lora_transformer_")) or ".lora_down." in key:
             layout = "kohya's layout"
         elif key.startswith("base_model.model."):
             layout = "PEFT's own layout"
         else:
-            continue
-        raise ModelError(
-            f"{path}: keys such as {key} are in {layout}; convert the file with diffusers "
-            "(pipeline.load_lora_weights, then transformer.save_lora_adapter), which saves rank and alpha too"
-        )
+            layout = "another layout than diffusers'"
+        raise ModelError(f"{path}: keys such as {key} are in {layout}; {_CONVERT}")
+
+
+def _json_object(text: str | None) -> dict[str, Any]:
+    value = json.loads(text or "{}")
+    return cast(dict[str, Any], value) if isinstance(value, dict) else {}
 
 
 def unfreeze_adapters(module: nn.Module) -> None:
@@ -246,6 +262,6 @@ def unfreeze_adapters(module: nn.Module) -> None:
 
 
 def adapter_size(module: nn.Module) -> tuple[int, int]:
-    """Rank and alpha of the adapter that a part carries."""
-    config: LoraConfig = cast(Any, module).peft_config[ADAPTER]
-    return config.r, config.lora_alpha
+    """Rank and alpha of the adapter that a part carries; zeros if there is none."""
+    config: LoraConfig | None = getattr(module, "peft_config", {}).get(ADAPTER)
+    return (config.r, config.lora_alpha) if config else (0, 0)

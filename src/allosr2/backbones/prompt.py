@@ -24,7 +24,8 @@ from transformers.utils.logging import set_tqdm_hook
 
 from allosr2.backbones.hub import fetch, reach
 from allosr2.backbones.velocity import Conditioning
-from allosr2.errors import ConfigError, ModelError
+from allosr2.errors import ConfigError, ModelError, one_line
+from allosr2.storage import refuse_pickles
 
 LONGEST = 512
 """The most text tokens that any of these bases was trained with; their pipelines refuse more."""
@@ -75,7 +76,7 @@ def encode_prompt(base: str, tokens: int | None = None) -> Conditioning:
             prompt, pooled = _encode_nothing(pipeline, tokens)
     except Exception as error:  # parts that do not fit together fail in many ways
         raise ModelError(
-            f"{base}: its text encoders cannot encode the empty prompt ({_one_line(error)}); {_AGAIN}"
+            f"{base}: its text encoders cannot encode the empty prompt ({one_line(error)}); {_AGAIN}"
         ) from error
     if not bool(prompt.isfinite().all() and pooled.isfinite().all()):
         raise ModelError(f"{base}: its text encoders give NaN or infinity; {_AGAIN}")
@@ -176,6 +177,8 @@ def _load_part(base: str, folder: Path, class_name: str) -> object:
     is_tokenizer = folder.name.startswith("tokenizer")
     if is_tokenizer:
         _check_vocabulary(base, folder)
+    elif not any(folder.glob("*.safetensors")):
+        refuse_pickles(folder, "save the base with safe_serialization=True")
     try:
         kind = getattr(transformers, class_name)
         if is_tokenizer:
@@ -189,11 +192,11 @@ def _load_part(base: str, folder: Path, class_name: str) -> object:
         )
     except ImportError as error:
         raise ModelError(
-            f"{base}: its {folder.name} needs a package that is not here ({_one_line(error)}); install it"
+            f"{base}: its {folder.name} needs a package that is not here ({one_line(error)}); install it"
         ) from error
     except Exception as error:  # transformers, tokenizers and safetensors each raise their own
         raise ModelError(
-            f"{base}: its {folder.name} cannot be loaded ({_one_line(error)}); {_AGAIN}"
+            f"{base}: its {folder.name} cannot be loaded ({one_line(error)}); {_AGAIN}"
         ) from error
     missing = sorted(report["missing_keys"])
     if missing:
@@ -229,7 +232,7 @@ def _read_json(path: Path) -> dict[str, Any]:
             raise ValueError(f"{type(content).__name__} and no names")
         return cast(dict[str, Any], content)
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: it cannot be read ({_one_line(error)}); {_AGAIN}") from error
+        raise ModelError(f"{path}: it cannot be read ({one_line(error)}); {_AGAIN}") from error
 
 
 @contextmanager
@@ -246,7 +249,3 @@ def _bars_on_terminals_only() -> Generator[None]:
         yield
     finally:
         set_tqdm_hook(former)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

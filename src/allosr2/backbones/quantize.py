@@ -28,14 +28,19 @@ def is_quantized(name: str, layer: nn.Module) -> bool:
     )
 
 
+def require_bitsandbytes() -> None:
+    """Raise ConfigError if the library is not installed."""
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError("base_precision is nf4: it needs pip install 'allosr2[quantize]'")
+
+
 def quantize_blocks(transformer: nn.Module) -> None:
     """Put NF4 layers in the place of the linear layers inside the blocks; embedders and the head stay.
 
     The weights are quantized when the transformer is next moved to a device (`.to`), on that device.
     Computes in bfloat16. Raises ConfigError if bitsandbytes is not installed.
     """
-    if find_spec("bitsandbytes") is None:
-        raise ConfigError("base_precision is nf4: it needs pip install 'allosr2[quantize]'")
+    require_bitsandbytes()
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     linear = {
@@ -58,7 +63,7 @@ def quantize_blocks(transformer: nn.Module) -> None:
             requires_grad=False,
             quant_type="nf4",
             blocksize=BLOCK,
-            compress_statistics=False,  # half a bit a weight more, and scales that are exact
+            compress_statistics=False,  # 0.4 bits a weight more, and scales that are exact
         )
         quantized.bias = layer.bias
         parent, _, own = name.rpartition(".")

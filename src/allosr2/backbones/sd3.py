@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from allosr2.backbones.velocity import VelocityField, config_of
+from allosr2.backbones.velocity import JOINT_ATTENTION, VelocityField, config_of
 
 
 class SD3Velocity(VelocityField):
@@ -18,7 +18,7 @@ class SD3Velocity(VelocityField):
     lora_targets = (
         r"pos_embed\.proj"
         r"|transformer_blocks\.\d+\.("
-        r"attn2?\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"
+        rf"attn2?\.{JOINT_ATTENTION}"
         r"|ff(_context)?\.net\.(0\.proj|2))"
     )
 

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from allosr2.errors import ModelError
 
+JOINT_ATTENTION = r"(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"
+"""Names of the projections of attention over image and text together, as diffusers calls them."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Conditioning:
@@ -41,7 +44,7 @@ class VelocityField(nn.Module, ABC):
     patch: ClassVar[int] = 2
     """Sides of latents must be multiples of this."""
     lora_targets: ClassVar[str]
-    """Regular expression of the full names of the layers that get adapters (FACTS: attention, feed-forward)."""
+    """Regular expression of the full names of the layers that get adapters: attention and feed-forward."""
 
     def __init__(
         self, transformer: nn.Module, conditioning: Conditioning, guidance: float | None = None
@@ -60,7 +63,8 @@ class VelocityField(nn.Module, ABC):
         found = (conditioning.prompt.shape[1], conditioning.pooled.shape[0])
         if expected != found:
             raise ModelError(
-                f"conditioning has widths {found}, this base needs {expected}; take its own file"
+                f"conditioning has widths {found}, this base needs {expected}; "
+                "make its own with `allosr2 prepare`"
             )
         self.transformer = transformer
         self.guidance = guidance

@@ -25,7 +25,7 @@ def errors_console() -> Console:
     return Console(soft_wrap=True, highlight=False, markup=False, emoji=False, stderr=True)
 
 
-def progress_bar(*columns: TextColumn) -> Progress:
+def progress_bar(*columns: TextColumn, shown: bool = True) -> Progress:
     """A bar with what is being done, `columns` and the time left; on terminals only, gone at the end."""
     return Progress(
         TextColumn("{task.description}", markup=False),
@@ -34,7 +34,7 @@ def progress_bar(*columns: TextColumn) -> Progress:
         TimeRemainingColumn(),
         console=errors_console(),
         transient=True,
-        disable=not errors_console().is_terminal,
+        disable=not (shown and errors_console().is_terminal),
     )
 
 
@@ -60,7 +60,11 @@ def set_up_logging(debug: bool) -> None:
     logging.basicConfig(level=logging.ERROR, handlers=[_Lines()], format="%(message)s", force=True)
     logging.getLogger("allosr2").setLevel(level)
     if not debug:
-        # Both libraries read these when they are first imported, and they go on to sub-processes.
-        for library in ("DIFFUSERS", "TRANSFORMERS"):
+        # The libraries read these when they are first imported, and they go on to sub-processes.
+        for library in ("DIFFUSERS", "TRANSFORMERS", "HF_HUB"):
             os.environ.setdefault(f"{library}_VERBOSITY", "error")
         warnings.simplefilter("ignore")
+    if (
+        not errors_console().is_terminal
+    ):  # other libraries' bars: in files and pipes each step is a line
+        os.environ.setdefault("TQDM_DISABLE", "1")

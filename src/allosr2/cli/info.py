@@ -44,7 +44,7 @@ def info(config: Info) -> int:
         ("scale", f"x{model.scale}"),
         ("preset", model.preset),
         ("base", model.base),
-        ("license", describe_license(model.base)),
+        ("license", describe_license(model.origin or model.base)),
         ("guidance", "none" if model.guidance is None else f"{model.guidance:g}"),
         ("text tokens", str(model.prompt_length)),
         ("latents", f"{codec.channels} channels, 1/{codec.factor} size"),

@@ -60,7 +60,7 @@ def train(config: Train) -> int:
         logging.getLogger("allosr2").setLevel(logging.WARNING)
 
     terms = TextColumn("{task.completed}/{task.total}  {task.fields[text]}", markup=False)
-    with progress_bar(terms) as bar:
+    with progress_bar(terms, shown=leads) as bar:
         tasks: list[TaskID] = []
 
         def report(status: Status) -> None:

@@ -38,6 +38,7 @@ def use_gradient_checkpointing(
     for part in cast(tuple[Any, ...], parts):
         if not part._supports_gradient_checkpointing:
             raise ConfigError(
-                f"gradient_checkpointing is set: {type(part).__name__} of {config.base} has none; leave it out"
+                f"gradient_checkpointing is set: {type(part).__name__} of {config.base} has none; "
+                "use --no-gradient-checkpointing"
             )
         part.enable_gradient_checkpointing(checkpoint)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from allosr2.backbones.base import codec_of, family_of, load_transformer, load_vae
+from allosr2.backbones.known import outline
 from allosr2.backbones.lora import (
     adapter_size,
     load_adapters,
@@ -32,6 +33,7 @@ from allosr2.model import (
     copy_base,
     load_conditioning,
     model_folder,
+    origin_of,
 )
 from allosr2.training.adapters import add_fresh_adapters, use_gradient_checkpointing
 from allosr2.training.checkpoint import provenance_fields
@@ -72,11 +74,13 @@ class AlloSR2Stage:
             "drawn": config.images.procedural,
         }
         self._lpips = build_lpips(config.perceptual, device, compile=config.run.compile)
+        outlined, outlined_vae = outline(config.base)
+        # what is small is checked first: a large base takes minutes to load, hours to download
+        _velocity(config, outlined).check_channels(codec_of(outlined_vae).channels)
         vae = load_vae(config.base)
         transformer = load_transformer(config.base, config.base_precision)
         self._frozen = codec_of(copy.deepcopy(vae)).to(device).to(memory_format=torch.channels_last)
         codec, velocity = codec_of(vae), _velocity(config, transformer)
-        velocity.check_channels(self._frozen.channels)
         if config.initial:
             load_adapters(model_folder(config.initial), vae=vae, transformer=transformer)
             for part in (vae, transformer):
@@ -93,6 +97,7 @@ class AlloSR2Stage:
         base = str(Path(config.base).resolve()) if local else config.base
         model_config = ModelConfig(
             base="base" if config.embed_base else base,
+            origin=origin_of(config.base),
             t_star=representable_time(self.constants["t_star"]),
             scale=config.scale,
             preset=config.preset,
@@ -168,12 +173,12 @@ def _velocity(config: AlloSR2Training, transformer: nn.Module) -> VelocityField:
     family = family_of(transformer)
     if config.guidance is None and family.distilled(transformer):
         raise ConfigError(f"guidance is None: {config.base} needs one; use --guidance 1.0")
-    for name, value in (
-        ("guidance", config.guidance),
-        ("atm_guidance", config.loss.atm_guidance),
+    for name, value, option in (
+        ("guidance", config.guidance, "--guidance"),
+        ("atm_guidance", config.loss.atm_guidance, "--atm-guidance"),
     ):
         if value is not None and not family.distilled(transformer):
-            raise ConfigError(f"{name} is {value}: {config.base} takes no guidance; leave it out")
+            raise ConfigError(f"{name} is {value}: {config.base} takes none; use {option} None")
     conditioning = _conditioning(config) or family.without_text(transformer)
     if config.text_tokens is not None:
         conditioning = conditioning.first(config.text_tokens)

@@ -6,6 +6,7 @@ Recipes return whole configs; an ablation is `dataclasses.replace`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Literal
 
@@ -299,10 +300,10 @@ class AlloSR2Training:
             f"use a divisor of crop {self.images.crop}",
         )
         _check(
-            self.t_star is None or 0 < self.t_star < 1,
+            self.t_star is None or 0.001 <= self.t_star <= 0.995,
             "t_star",
             self.t_star,
-            "use a value in (0, 1)",
+            "use a value from 0.001 to 0.995",
         )
         _check(
             self.base_precision in ("float32", "bfloat16", "nf4"),
@@ -315,6 +316,19 @@ class AlloSR2Training:
             "base_precision",
             self.base_precision,
             "needs --precision bfloat16",
+        )
+        adapter = self.adapter
+        _check(
+            not (self.initial and (adapter.transformer_targets or adapter.vae_targets)),
+            "targets",
+            adapter.transformer_targets or adapter.vae_targets,
+            f"the adapters of {self.initial} have their own; leave them out",
+        )
+        _check(
+            self.guidance is None or isfinite(self.guidance),
+            "guidance",
+            self.guidance,
+            "use a finite number or None",
         )
         _check(
             self.text_tokens is None or self.text_tokens >= 0,

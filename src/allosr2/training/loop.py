@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -119,7 +121,8 @@ def _train(
                 state.save()
     except KeyboardInterrupt:
         if state.settled:
-            state.save()
+            with _undisturbed():
+                state.save()
         raise
     state.save()
     folder = run.output / "model"
@@ -128,6 +131,19 @@ def _train(
             folder = stage.export(folder)
     processes.wait()
     return folder
+
+
+@contextmanager
+def _undisturbed() -> Generator[None]:
+    """Let nothing but a kill stop what is done: torchrun passes on the Ctrl-C that the terminal sent before."""
+    if threading.current_thread() is not threading.main_thread():  # which alone hears signals
+        yield
+        return
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former)
 
 
 def _accumulate(
@@ -227,7 +243,8 @@ class _TrainingState:
                 for name, tensor in self.average.items():
                     tensor.lerp_(self.parameters[name], 1 - decay)
         else:
-            logger.warning("step %d: the gradient is not finite; skipped", self.step + 1)
+            if self.processes.leads:
+                logger.warning("step %d: the gradient is not finite; skipped", self.step + 1)
         self.optimizer.zero_grad()
         self.step += 1
         self.settled = True
