@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+# read when tqdm is first imported; the command line sets it where stderr is no terminal
+os.environ.setdefault("TQDM_DISABLE", "1")
 
 import pytest
 import torch

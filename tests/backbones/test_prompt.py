@@ -354,9 +354,3 @@ def test_packages_that_an_encoder_needs_are_named(base, monkeypatch):
     monkeypatch.setattr(T5EncoderModel, "from_pretrained", fail)
     with pytest.raises(ModelError, match=r"text_encoder_2 needs .* requires warp\); install it"):
         encode_prompt(str(base))
-
-
-def test_progress_is_for_terminals(flux, capsys):
-    encode_prompt(str(flux), 2)
-    streams = capsys.readouterr()
-    assert (streams.out, streams.err) == ("", "")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -181,3 +183,18 @@ def test_minis_base_needs_no_prompt(tmp_path, capsys):
     code, line = refusal(model_folder(EMBEDDED) / "base", tmp_path / "prompt.safetensors", capsys)
     assert code == 4
     assert "such as mini's, needs no prompt: train with no --conditioning" in line
+
+
+def test_other_libraries_show_no_bars_where_there_is_no_terminal(flux, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "allosr2", "prepare", "--base", str(flux)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"},
+    )
+    assert done.stdout == "conditioning.safetensors\n"
+    tokens, license_line = done.stderr.splitlines()
+    assert tokens == "allosr2: 512 tokens of width 24, pooled embedding of width 10"
+    assert "NON-COMMERCIAL" in license_line

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -20,7 +18,6 @@ from diffusers import (
     ZImagePipeline,
 )
 from torch import Tensor
-from transformers.utils.logging import set_tqdm_hook
 
 from allosr2.backbones.hub import fetch, reach
 from allosr2.backbones.velocity import Conditioning
@@ -164,9 +161,8 @@ def _build(base: str, folder: Path, kind: type[_Pipeline], parts: dict[str, str]
         for name, parameter in inspect.signature(kind).parameters.items()
         if parameter.default is inspect.Parameter.empty
     }
-    with _bars_on_terminals_only():
-        for name, class_name in parts.items():
-            components[name] = _load_part(base, folder / name, class_name)
+    for name, class_name in parts.items():
+        components[name] = _load_part(base, folder / name, class_name)
     return kind(**components)
 
 
@@ -233,19 +229,3 @@ def _read_json(path: Path) -> dict[str, Any]:
         return cast(dict[str, Any], content)
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: it cannot be read ({one_line(error)}); {_AGAIN}") from error
-
-
-@contextmanager
-def _bars_on_terminals_only() -> Generator[None]:
-    """Keep transformers' progress out of files and pipes, where each of its steps is a line."""
-
-    def show(
-        factory: Callable[..., object], arguments: tuple[object, ...], options: dict[str, Any]
-    ) -> object:
-        return factory(*arguments, **{"disable": None, **options})  # None is tqdm's word for it
-
-    former = set_tqdm_hook(show)
-    try:
-        yield
-    finally:
-        set_tqdm_hook(former)
