@@ -1,9 +1,12 @@
 """The velocity field against diffusers' own helpers, transformer and scheduler, driven by hand."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
+from allosr2.backbones.base import load_transformer
 from allosr2.backbones.flux import FluxVelocity, pack, position_ids, unpack
 from allosr2.backbones.velocity import Conditioning, representable_time
 from allosr2.errors import ModelError
@@ -26,6 +29,15 @@ def transformer(guidance: bool, layers: int = 1) -> FluxTransformer2DModel:
         guidance_embeds=guidance,
         axes_dims_rope=(4, 6, 6),
     ).requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
+    """Checkpoints as diffusers saves them, by whether they take a guidance."""
+    folders = {guidance: tmp_path_factory.mktemp("flux") for guidance in (False, True)}
+    for guidance, folder in folders.items():
+        transformer(guidance).save_pretrained(folder / "transformer")
+    return folders
 
 
 def latents(height: int, width: int, size: int = 2) -> torch.Tensor:
@@ -56,13 +68,15 @@ def test_tokens_and_positions_are_the_pipeline_s(height, width):
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 @pytest.mark.parametrize("guidance", [None, 1.0, 3.5])
-@pytest.mark.parametrize("tokens", [0, 5])
-def test_the_velocity_is_the_pipeline_s(height, width, guidance, tokens):
-    network = transformer(guidance is not None)
+@pytest.mark.parametrize("tokens", [0, 5, 512])
+def test_the_velocity_is_the_pipeline_s(saved, height, width, guidance, tokens):
+    """Ours from a checkpoint that diffusers saved, and diffusers' own from the same."""
+    checkpoint = saved[guidance is not None]
+    network = FluxTransformer2DModel.from_pretrained(checkpoint, subfolder="transformer")
     prompt = conditioning(tokens)
     z, t = latents(height, width), torch.tensor([0.3, 0.75])
     with torch.no_grad():
-        found = FluxVelocity(network, prompt, guidance)(z, t)
+        found = FluxVelocity(load_transformer(str(checkpoint)), prompt, guidance)(z, t)
         # FluxPipeline hands over timestep / 1000 and a guidance for each sample
         noise_prediction = network(
             hidden_states=FluxPipeline._pack_latents(z, 2, 4, height, width),
