@@ -55,6 +55,8 @@ def info(config: Info) -> int:
         *((f"{m['metric']}, {m['dataset']}", f"{m['value']:g} ({m['by']})") for m in model.metrics),
     ]
     table = Table(title=config.model, show_header=False, title_justify="left")
+    table.add_column()
+    table.add_column(overflow="fold")  # links are for copying
     for name, value in rows:
         table.add_row(name, value)
     if model.provenance:

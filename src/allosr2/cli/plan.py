@@ -81,6 +81,8 @@ def _print_table(title: str, columns: tuple[str, ...], rows: Iterable[tuple[str,
     from rich.table import Table
 
     table = Table(*columns, title=title, show_header=bool(columns), title_justify="left")
+    for _ in range(0 if columns else 2):
+        table.add_column(overflow="fold")  # links are for copying
     for row in rows:
         if row[0] == "total":
             table.add_section()
