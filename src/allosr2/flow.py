@@ -1,7 +1,7 @@
 """The straight path between data and noise (arXiv:2604.19238, Eq. 1, 2, 7).
 
 Time runs from t = 0 (data) to t = 1 (pure noise), as in FLUX; many libraries have it the other way round.
-This is the only place that writes 1 - t.
+This is the only place that writes 1 - t, but for the clock of bases that count the other way (Z-Image).
 """
 
 from __future__ import annotations
