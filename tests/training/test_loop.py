@@ -306,9 +306,15 @@ def test_noise_has_its_distribution() -> None:
 
 
 def test_a_second_interruption_does_not_stop_the_checkpoint(
-    parts: Parts, tmp_path: Path, use_stage: Callable[..., FourNumbers], monkeypatch
+    parts: Parts,
+    tmp_path: Path,
+    use_stage: Callable[[FourNumbers], FourNumbers],
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     """torchrun sends one after the terminal's."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells may have it ignored
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, former))
     use_stage(FourNumbers())
     save = loop.save_checkpoint
 
