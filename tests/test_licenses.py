@@ -50,6 +50,20 @@ def test_folders_are_known_by_any_part_of_their_path(folder):
     assert "NON-COMMERCIAL" in known.terms
 
 
-def test_quantized_variants_keep_their_base_s_license():
-    assert license_of("somebody/FLUX.2-klein-4b-fp8") == license_of("allosr2/mini")
-    assert license_of("somebody/FLUX.1-schnell-nf4") == license_of("allosr2/mini")
+@pytest.mark.parametrize(
+    "base",
+    [
+        "somebody/FLUX.1-schnell-dev-merged",
+        "somebody/FLUX.2-klein-4b-fp8",
+        "z-image/private-base",
+        "/data/z-image/another-base",
+    ],
+)
+def test_nothing_is_called_open_that_may_not_be(base):
+    assert license_of(base) is None
+
+
+def test_what_is_made_of_a_restricted_base_is_restricted():
+    known = license_of("somebody/FLUX.2-klein-9B-bnb-4bit")
+    assert known is not None
+    assert "NON-COMMERCIAL" in known.terms

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import nn
 
 from allosr2.backbones.base import load_vae
 from allosr2.backbones.flux import FluxVelocity
-from allosr2.errors import ModelError
+from allosr2.errors import ConfigError, ModelError
 from allosr2.model import (
     CONDITIONING_NAME,
     CONFIG_NAME,
@@ -23,6 +24,7 @@ from allosr2.model import (
     copy_base,
     load_frozen_codec,
     model_folder,
+    origin_of,
 )
 
 ADAPTERS = "pytorch_lora_weights.safetensors"
@@ -315,6 +317,42 @@ def test_a_model_in_bfloat16_is_called_as_any_other(tiny_model, model):
         found, expected = low(image), model(image)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("origin", 5),
+        ("preset", 5),
+        ("provenance", []),
+        ("guidance", math.nan),
+        ("guidance", math.inf),
+    ],
+)
+def test_fields_of_another_kind_are_refused_by_name(folder, field, value):
+    edit_config(**{field: value})(folder)
+    with pytest.raises(ModelError, match=f"{field} "):
+        ModelConfig.read(folder)
+
+
+def test_another_precision_is_refused_before_anything_is_read(tmp_path):
+    with pytest.raises(ConfigError, match="precision is nf4: use float32 or bfloat16"):
+        AlloSR2.from_pretrained(tmp_path / "nothing", "nf4")
+
+
+def test_an_origin_is_a_name_and_no_place(tmp_path, monkeypatch):
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    (tmp_path / "FLUX.1-dev").symlink_to(folder)
+    snapshot = tmp_path / "models--somebody--base" / "snapshots" / "aaaa"
+    snapshot.mkdir(parents=True)
+    assert origin_of("somebody/base") == "somebody/base"
+    assert origin_of(str(folder)) == "weights"
+    assert origin_of(str(tmp_path / "FLUX.1-dev")) == "FLUX.1-dev"
+    assert origin_of(str(snapshot)) == "somebody/base"
+    assert origin_of(str(model_folder("mini") / "base")) == "allosr2/mini"
+    monkeypatch.chdir(folder)
+    assert origin_of(".") == "weights"
 
 
 @pytest.mark.parametrize("metrics", [["x"], [{"dataset": "RealSR"}], [METRIC | {"value": "good"}]])

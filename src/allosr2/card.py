@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -53,15 +54,19 @@ large = upscaler(image)  # a PIL image, an array or a tensor
 def model_card(settings: Mapping[str, Any]) -> str:
     """Markdown with the metadata that model hubs read, from the fields of `allosr2.json`."""
     provenance: Mapping[str, Any] = settings["provenance"]
-    training: Mapping[str, Any] = provenance.get("training", {})
+    training = provenance.get("training")
     base = settings["origin"] or settings["base"]
+    if PurePath(base).is_absolute():  # the folder's place on one machine says nothing to others
+        base = PurePath(base).name
     return _CARD.format(
         **{key: settings[key] for key in ("t_star", "scale", "preset", "prompt_length")},
         metadata=_metadata(base, settings),
         base=base,
         license=describe_license(base),
         guidance="none" if settings["guidance"] is None else settings["guidance"],
-        recipe=training.get("run.recipe", "not recorded"),
+        recipe=training.get("run.recipe", "not recorded")
+        if isinstance(training, dict)
+        else "not recorded",
         data=_data(provenance),
         metrics=_metrics(settings["metrics"]),
         provenance=json.dumps(provenance, indent=2),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -49,6 +50,10 @@ _STABILITY = License(
     link="https://stability.ai/community-license-agreement",
     terms="commercial use below a yearly revenue of one million dollars only",
 )
+_OPEN = re.compile(r"flux\.1-schnell|flux\.2-klein-(base-)?4b|z-image(-turbo|-base)?")
+_RESTRICTED = {"flux.1-": _FLUX_1_DEV, "flux.2-": _FLUX_2, "stable-diffusion-3": _STABILITY}
+_UNCLEAR = ("flux.1-schnell", "flux.2-klein-4b", "flux.2-klein-base-4b")
+"""Beginnings of names of what others made of open bases: mixed with a restricted one, perhaps."""
 STANDARD = frozenset({_APACHE.identifier})
 """Licenses that the hub knows by their identifiers."""
 
@@ -56,21 +61,21 @@ STANDARD = frozenset({_APACHE.identifier})
 def license_of(base: str) -> License | None:
     """The license of a base that is known by its hub id or by its folder's path; None for others.
 
-    A folder is known by any part of its path that is called as the base is, the hub's cache among them.
+    A license that restricts nobody takes the whole name; one that does is taken from any part of the path,
+    and from longer names too: most of what is made of a base is called after it.
     """
-    for part in reversed(PurePath(base).parts):
-        name = part.rpartition("--")[2].lower()  # models--OWNER--NAME in the hub's cache
-        if name.startswith(("flux.1-schnell", "z-image")):
-            return _APACHE
-        if name.startswith("flux.2-klein") and "4b" in name:
-            return _APACHE
-        if name.startswith("flux.1-"):
-            return _FLUX_1_DEV
-        if name.startswith("flux.2-"):
-            return _FLUX_2
-        if name.startswith("stable-diffusion-3"):
-            return _STABILITY
-    return _APACHE if base == OWN else None
+    if base == OWN:
+        return _APACHE
+    parts = PurePath(base).parts
+    # models--OWNER--NAME in the hub's cache, above a snapshot's folder
+    cached = [part.rpartition("--")[2] for part in parts if part.startswith("models--")]
+    if any(_OPEN.fullmatch(name.lower()) for name in (*parts[-1:], *cached)):
+        return _APACHE
+    for name in (*cached, *reversed(parts)):
+        for beginning, known in _RESTRICTED.items():
+            if name.lower().startswith(beginning):
+                return None if name.lower().startswith(_UNCLEAR) else known
+    return None
 
 
 def describe_license(base: str) -> str:

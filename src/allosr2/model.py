@@ -8,6 +8,7 @@ import re
 import shutil
 from dataclasses import dataclass, field
 from importlib import resources
+from math import isfinite
 from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -25,7 +26,7 @@ from allosr2.backbones.lora import FILE_NAME as ADAPTERS_NAME
 from allosr2.backbones.lora import adapter_totals, load_adapters, merge_adapters, save_adapters
 from allosr2.backbones.velocity import Conditioning, VelocityField
 from allosr2.card import model_card
-from allosr2.errors import ModelError
+from allosr2.errors import ConfigError, ModelError
 from allosr2.flow import clean_prediction
 from allosr2.licenses import OWN, license_of
 from allosr2.storage import save_tensors, save_text
@@ -73,8 +74,12 @@ class ModelConfig:
             )
         if not isinstance(self.scale, int):  # pyright: ignore[reportUnnecessaryIsInstance] - JSON
             raise ModelError(f"scale is {self.scale}; it must be a whole number")
-        if not isinstance(self.guidance, int | float | None):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not isinstance(self.guidance, int | float | None) or not isfinite(self.guidance or 0):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ModelError(f"guidance is {self.guidance!r}; it must be a number or null")
+        if not (isinstance(self.origin, str) and isinstance(self.preset, str)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ModelError(f"origin and preset are {self.origin!r}, {self.preset!r}; write names")
+        if not isinstance(self.provenance, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ModelError(f"provenance is {self.provenance!r}; it must be an object")
         if not all(_is_metric(metric) for metric in self.metrics):
             raise ModelError("metrics must each have dataset, metric, value (a number) and by")
         if not 0 < self.t_star < 1:
@@ -150,7 +155,9 @@ class AlloSR2(nn.Module):
         A revision of the hub's goes behind an @. Weights are frozen and on the CPU. Raises ModelError, saying
         what is missing or broken.
         """
-        folder = model_folder(source)
+        if precision not in ("float32", "bfloat16"):
+            raise ConfigError(f"precision is {precision}: use float32 or bfloat16")
+        folder = model_folder(source).resolve()
         config = ModelConfig.read(folder)
         base = base_of(folder, config)
         conditioning = load_conditioning(folder / CONDITIONING_NAME)
@@ -178,13 +185,13 @@ class AlloSR2(nn.Module):
         A base inside the folder that the model was loaded from goes along; one that is to lie inside for the
         first time is written beside them by whoever made it.
         """
-        folder = Path(folder)
+        folder, settings = Path(folder), dataclasses.asdict(self.config)
+        card = model_card(settings)  # before anything is written
         folder.mkdir(parents=True, exist_ok=True)
         save_adapters(folder, vae=self.codec.vae, transformer=self.velocity.transformer)
         save_tensors(folder / CONDITIONING_NAME, self.velocity.conditioning.tensors())
-        settings = dataclasses.asdict(self.config)
         save_text(folder / CONFIG_NAME, json.dumps(settings, indent=2) + "\n")
-        save_text(folder / CARD_NAME, model_card(settings))
+        save_text(folder / CARD_NAME, card)
         if self.folder is not None and (self.folder / self.config.base).is_dir():
             copy_base(self.folder / self.config.base, folder, self.config.base)
 
@@ -281,9 +288,13 @@ def origin_of(base: str) -> str:
         return base
     if folder.resolve().is_relative_to(model_folder(EMBEDDED).resolve()):
         return OWN
-    for part in reversed(folder.resolve().parts):
-        if license_of(part) is not None:
+    for part in reversed(
+        (*folder.resolve().parts, *folder.absolute().parts)
+    ):  # links too say what it is
+        if part.startswith("models--"):
             return part.removeprefix("models--").replace("--", "/")
+        if license_of(part) is not None:
+            return part
     return folder.resolve().name
 
 
@@ -292,4 +303,5 @@ def _is_metric(metric: object) -> bool:
         isinstance(metric, dict)
         and {"dataset", "metric", "value", "by"} <= metric.keys()
         and isinstance(metric["value"], int | float)
+        and all(isinstance(metric[name], str) for name in ("dataset", "metric", "by"))
     )

@@ -116,6 +116,13 @@ def test_learning_rate_of_a_decay_shorter_than_a_step() -> None:
         ),
         (AdapterConfig, {"rank": 0}, "rank is 0: use 1 or more"),
         (LossConfig, {"atm_weight": -1.0}, "atm_weight is -1.0: use 0 or more"),
+        (LossConfig, {"atm_guidance": float("nan")}, "atm_guidance is nan: use a number"),
+        (LossConfig, {"fatc_weight": float("inf")}, "fatc_weight is inf: use 0 or more"),
+        (
+            OptimizationConfig,
+            {"learning_rate": float("inf")},
+            "learning_rate is inf: use a positive value",
+        ),
         (LossConfig, {"atm_state": "new"}, "atm_state is new: use anchored or renoised"),
         (LossConfig, {"atm_reference": "x"}, "atm_reference is x: use shared or frozen"),
         (LossConfig, {"perceptual_target": "x"}, "perceptual_target is x: use image or decoded"),

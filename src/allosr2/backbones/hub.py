@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -65,13 +66,25 @@ def fetch_part(base: str, part: str) -> Path:
 
     The log names the license before weights are downloaded. Raises ModelError as `reach`.
     """
-    weights = (f"{part}/{WEIGHTS}.safetensors", f"{part}/{WEIGHTS}.safetensors.index.json")
+    weights = [f"{part}/{WEIGHTS}.safetensors", f"{part}/{WEIGHTS}.safetensors.index.json"]
     reach(base, f"{part}/config.json")  # is there anything to download, and may it be?
-    cached = any(isinstance(try_to_load_from_cache(base, name), str) for name in weights)
-    if not (cached or is_offline_mode()):
-        _announce(base)
+    announce(base, weights)
     shards = f"{part}/{WEIGHTS}-*-of-*.safetensors"
-    return fetch(base, [f"{part}/config.json", *weights, shards])
+    folder = fetch(base, [f"{part}/config.json", *weights, shards])
+    if not any((folder / part).glob("*.safetensors")):
+        raise ModelError(
+            f"{base}: no weights of its {part} came; name a base with safetensors files, or unset "
+            "HF_HUB_OFFLINE if they are not in the cache"
+        )
+    return folder
+
+
+def announce(base: str, weights: Iterable[str]) -> None:
+    """Say in the log what license a base has, unless any of its files is here already or none can come."""
+    if is_offline_mode():
+        return
+    if not any(isinstance(try_to_load_from_cache(base, name), str) for name in weights):
+        _announce(base)
 
 
 def upload(folder: Path, repository: str, *, private: bool) -> str:

@@ -163,7 +163,12 @@ def load_adapters(folder: Path, **parts: nn.Module) -> None:
             module.requires_grad_(False)
             continue
         rank, alpha = settings.get(f"{prefix}r"), settings.get(f"{prefix}lora_alpha")
-        if not (isinstance(rank, int) and isinstance(alpha, int) and state):
+        if not (
+            isinstance(rank, int)
+            and isinstance(alpha, int | float)
+            and alpha == int(alpha)
+            and state
+        ):
             raise ModelError(f"{path}: no rank and alpha for the {part} in it; save it again")
         other_ranks = {v.shape[0] for k, v in state.items() if v.ndim and ".lora_A." in k} - {rank}
         if other_ranks:
@@ -176,7 +181,7 @@ def load_adapters(folder: Path, **parts: nn.Module) -> None:
         if bases.get(part, _base(module)) == _base(module) and all(
             isinstance(layers.get(name), nn.Linear | nn.Conv2d) for name in targets
         ):
-            add_adapter(module, targets, rank=rank, alpha=alpha)
+            add_adapter(module, targets, rank=rank, alpha=int(alpha))
             expected = get_peft_model_state_dict(module, adapter_name=ADAPTER)
         else:
             expected = {}
@@ -231,7 +236,8 @@ def _base(module: nn.Module) -> str:
 
 _OURS = re.compile(r"(transformer|vae)\..+\.lora_[AB]\.weight")
 _CONVERT = (
-    "convert the file with diffusers: pipeline.load_lora_weights, then save_lora_weights with "
+    "convert the file with diffusers: pipeline.load_lora_weights (of PEFT's own files "
+    'transformer.load_lora_adapter with prefix="base_model.model"), then save_lora_weights with '
     "transformer_lora_adapter_metadata"
 )
 
@@ -245,6 +251,10 @@ def _refuse_other_layouts(path: Path, keys: Iterable[str]) -> None:
             layout = "kohya's layout"
         elif key.startswith("base_model.model."):
             layout = "PEFT's own layout"
+        elif key.startswith("text_encoder"):
+            raise ModelError(
+                f"{path}: keys such as {key} adapt a text encoder, which is not used here; leave them out"
+            )
         else:
             layout = "another layout than diffusers'"
         raise ModelError(f"{path}: keys such as {key} are in {layout}; {_CONVERT}")

@@ -19,7 +19,7 @@ from diffusers import (
 )
 from torch import Tensor
 
-from allosr2.backbones.hub import fetch, reach
+from allosr2.backbones.hub import announce, fetch, reach
 from allosr2.backbones.velocity import Conditioning
 from allosr2.errors import ConfigError, ModelError, one_line
 from allosr2.storage import refuse_pickles
@@ -64,6 +64,9 @@ def encode_prompt(base: str, tokens: int | None = None) -> Conditioning:
     kind = _pipeline_class(base, index)
     parts = _text_parts(base, kind, index)
     if not is_local:
+        encoders = [name for name in parts if name.startswith("text_encoder")]
+        files = ("model.safetensors", "model.safetensors.index.json")
+        announce(base, [f"{name}/{file}" for name in encoders for file in files])
         folder = fetch(base, _patterns(parts))
     pipeline = _build(base, folder, kind, parts)
     if tokens is None and kind is FluxPipeline and _is_schnell(folder):

@@ -36,6 +36,7 @@ def prepare(config: Prepare) -> int:
 
     from allosr2.backbones.prompt import encode_prompt
     from allosr2.licenses import describe_license
+    from allosr2.model import origin_of
     from allosr2.storage import save_tensors
 
     conditioning = encode_prompt(config.base, config.tokens)
@@ -46,7 +47,7 @@ def prepare(config: Prepare) -> int:
     console().print(str(config.output))
     (length, width), (pooled,) = conditioning.prompt.shape, conditioning.pooled.shape
     logger.info("%d tokens of width %d, pooled embedding of width %d", length, width, pooled)
-    logger.info("license of the base: %s", describe_license(config.base))
+    logger.info("license of the base: %s", describe_license(origin_of(config.base)))
     return 0
 
 

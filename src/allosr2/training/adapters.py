@@ -39,6 +39,6 @@ def use_gradient_checkpointing(
         if not part._supports_gradient_checkpointing:
             raise ConfigError(
                 f"gradient_checkpointing is set: {type(part).__name__} of {config.base} has none; "
-                "use --no-gradient-checkpointing"
+                "leave it out, or undo a recipe's with --no-gradient-checkpointing"
             )
         part.enable_gradient_checkpointing(checkpoint)

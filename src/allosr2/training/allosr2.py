@@ -24,7 +24,7 @@ from allosr2.backbones.velocity import Conditioning, VelocityField, representabl
 from allosr2.data.degradation import preset
 from allosr2.data.pairs import Batch, batches
 from allosr2.data.photos import HRImages
-from allosr2.errors import ConfigError
+from allosr2.errors import ConfigError, ModelError
 from allosr2.imaging.resize import enlarge
 from allosr2.model import (
     CONDITIONING_NAME,
@@ -76,7 +76,10 @@ class AlloSR2Stage:
         self._lpips = build_lpips(config.perceptual, device, compile=config.run.compile)
         outlined, outlined_vae = outline(config.base)
         # what is small is checked first: a large base takes minutes to load, hours to download
-        _velocity(config, outlined).check_channels(codec_of(outlined_vae).channels)
+        try:
+            _velocity(config, outlined).check_channels(codec_of(outlined_vae).channels)
+        except ModelError as error:
+            raise ModelError(f"{config.base}: {error}") from error
         vae = load_vae(config.base)
         transformer = load_transformer(config.base, config.base_precision)
         self._frozen = codec_of(copy.deepcopy(vae)).to(device).to(memory_format=torch.channels_last)
@@ -200,6 +203,11 @@ def _conditioning(config: AlloSR2Training) -> Conditioning | None:
 
 def _check_adapter(part: nn.Module, config: AlloSR2Training) -> None:
     """Raise ConfigError if the adapter that a part got from `initial` is not the one that is asked for."""
+    if not adapter_size(part)[0]:
+        raise ConfigError(
+            f"initial is {config.initial}: it has no adapters for the {type(part).__name__}; "
+            "use a model that has both"
+        )
     for name, found in zip(("rank", "alpha"), adapter_size(part), strict=True):
         asked = getattr(config.adapter, name)
         if found != asked:

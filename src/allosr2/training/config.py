@@ -6,7 +6,7 @@ Recipes return whole configs; an ablation is `dataclasses.replace`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import Literal
 
@@ -31,7 +31,7 @@ def _check_fractions(config: object, *names: str) -> None:
 def _check_at_least(least: int, config: object, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        _check(value >= least, name, value, f"use {least} or more")
+        _check(value >= least and isfinite(value), name, value, f"use {least} or more")
 
 
 def _check_grid(weight: float, crop: int) -> None:
@@ -91,7 +91,12 @@ class OptimizationConfig:
     """
 
     def __post_init__(self) -> None:
-        _check(self.learning_rate > 0, "learning_rate", self.learning_rate, "use a positive value")
+        _check(
+            0 < self.learning_rate < inf,
+            "learning_rate",
+            self.learning_rate,
+            "use a positive value",
+        )
         _check_at_least(0, self, "weight_decay", "warmup_steps")
         _check(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "use [0, 1)")
         _check(0 <= self.decay_fraction <= 1, "decay_fraction", self.decay_fraction, "use [0, 1]")
@@ -246,6 +251,8 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         _check_at_least(0, self, "fatc_weight", "atm_weight", "grid_weight", "generative_weight")
+        guidance = self.atm_guidance
+        _check(guidance is None or isfinite(guidance), "atm_guidance", guidance, "use a number")
         for name, choices in (
             ("perceptual_target", ("image", "decoded")),
             ("atm_reference", ("shared", "frozen")),
