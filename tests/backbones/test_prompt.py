@@ -195,6 +195,19 @@ def test_only_what_text_takes_is_fetched_from_the_hub(hub, flux):
     }
 
 
+def test_the_license_is_said_before_encoders_are_downloaded(hub, monkeypatch, tmp_path, caplog):
+    from huggingface_hub import constants
+
+    from allosr2.backbones.hub import _announce
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
+    _announce.cache_clear()  # it is said once a process
+    encode_prompt("owner/FLUX.1-dev", 7)
+    (said,) = [r for r in caplog.records if r.name == "allosr2.backbones.hub"]
+    assert said.levelname == "WARNING"
+    assert "NON-COMMERCIAL" in said.getMessage()
+
+
 def test_a_hub_that_is_out_of_reach_is_explained(monkeypatch):
     def offline(*_, **__):
         raise OfflineModeIsEnabled("offline")
