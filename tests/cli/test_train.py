@@ -110,10 +110,12 @@ def test_what_training_needs_is_named(capsys, monkeypatch, tmp_path):
     assert line.endswith("training needs torchvision: pip install 'allosr2[train]'")
 
 
-def test_an_output_that_is_a_file_is_refused(capsys, tmp_path):
+@pytest.mark.parametrize("name", ["run", "run/below"])
+def test_an_output_that_is_a_file_is_refused_before_anything_is_read(capsys, tmp_path, name):
     (tmp_path / "run").write_text("mine")
-    arguments = ["--procedural", "1", "--perceptual-weight", "0", "--device", "cpu"]
-    assert main(["train", "mini-codec", "--output", str(tmp_path / "run"), *arguments]) == 2
+    arguments = ["--photos", str(tmp_path / "no photographs"), "--device", "cpu"]
+    assert main(["train", "mini-codec", "--output", str(tmp_path / name), *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"output is {tmp_path / 'run'}: File exists; choose a folder" in line
+    assert f"output is {tmp_path / name}: {tmp_path / 'run'} is no folder" in line
+    assert "choose another" in line
     assert (tmp_path / "run").read_text() == "mine"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import signal
 import threading
 import time
@@ -67,6 +68,7 @@ def _train(
     device: torch.device,
 ) -> Path:
     run = config.run
+    _check_output(run.output)  # before minutes of work, not after
     torch.manual_seed(run.seed)  # fresh weights are drawn by the modules' own constructors
     latest = checkpoints(run.output / "checkpoints")[-1:]
     restored = load_checkpoint(latest[0], config) if latest else None
@@ -79,12 +81,7 @@ def _train(
         seed=run.seed,
     )
     stage = build_stage(config, images, device, restored.constants if restored else {})
-    try:
-        run.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"output is {run.output}: {error.strerror}; choose a folder that can be written"
-        ) from error
+    run.output.mkdir(parents=True, exist_ok=True)
     state = _TrainingState(config, stage, processes, restored)
     del restored  # copied by now, and three times the size of what is trained
     log = run.output / "log.jsonl"
@@ -131,6 +128,15 @@ def _train(
             folder = stage.export(folder)
     processes.wait()
     return folder
+
+
+def _check_output(folder: Path) -> None:
+    """Raise ConfigError if a folder cannot be made, or be written in. Makes none."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        raise ConfigError(
+            f"output is {folder}: {nearest} is no folder that can be written in; choose another"
+        )
 
 
 @contextmanager
