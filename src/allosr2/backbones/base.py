@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -76,22 +77,12 @@ def codec_of(vae: nn.Module) -> Codec:
 
 def load_vae(base: str, precision: Precision = "float32") -> nn.Module:
     """The VAE of a base, frozen. Raises ModelError if it is absent, broken or of an unknown kind."""
-    vae = _load(base, "vae", precision)
-    try:
-        codec_of(vae)
-    except ModelError as error:
-        raise ModelError(f"{base}: {error}") from error
-    return vae
+    return _load(base, "vae", precision, codec_of)
 
 
 def load_transformer(base: str, precision: Precision = "float32") -> nn.Module:
     """The transformer of a base, frozen. Raises ModelError as above."""
-    transformer = _load(base, "transformer", precision)
-    try:
-        family_of(transformer)
-    except ModelError as error:
-        raise ModelError(f"{base}: {error}") from error
-    return transformer
+    return _load(base, "transformer", precision, family_of)
 
 
 def save_base(folder: Path, **parts: nn.Module) -> None:
@@ -107,8 +98,13 @@ def save_base(folder: Path, **parts: nn.Module) -> None:
         clone.save_pretrained(folder / name)
 
 
-def _load(base: str, part: Part, precision: Precision) -> nn.Module:
-    """One part of a base, frozen, in evaluation mode. Raises ModelError if it is absent or broken."""
+def _load(
+    base: str, part: Part, precision: Precision, supported: Callable[[nn.Module], object]
+) -> nn.Module:
+    """One part of a base, frozen, in evaluation mode. Raises ModelError if it is absent or broken.
+
+    `supported` raises ModelError for kinds that are not.
+    """
     if precision == "nf4":
         require_bitsandbytes()  # before gigabytes are read
     folder = Path(base) if Path(base).is_dir() else fetch_part(base, part)
@@ -125,6 +121,10 @@ def _load(base: str, part: Part, precision: Precision) -> nn.Module:
         raise ModelError(
             f"{base}: its {part} cannot be loaded ({one_line(error)}); copy or download it again"
         ) from error
+    try:
+        supported(model)
+    except ModelError as error:
+        raise ModelError(f"{base}: {error}") from error
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if missing:  # diffusers only warns of them
         raise ModelError(

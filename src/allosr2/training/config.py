@@ -1,4 +1,4 @@
-"""What a training run is made of: all that there is to set, in one place.
+"""What a training run is made of: all that there is to set, in one place, however long: it is looked up here.
 
 Recipes return whole configs; an ablation is `dataclasses.replace`.
 """
