@@ -19,6 +19,7 @@ from allosr2.backbones.lora import add_adapter
 from allosr2.data.pairs import Batch
 from allosr2.errors import AlloSR2Error, ConfigError, ModelError
 from allosr2.losses.perceptual import LPIPS
+from allosr2.meter import CudaRules, Meter
 from allosr2.model import AlloSR2, ModelConfig
 from allosr2.training import rehearsal
 from allosr2.training.config import (
@@ -30,7 +31,6 @@ from allosr2.training.config import (
     PerceptualConfig,
     RunConfig,
 )
-from allosr2.training.meter import CudaRules, Meter
 from allosr2.training.noise import sample_generators
 from allosr2.training.plan import Plan, plan, remedies
 from allosr2.training.recipes import (

@@ -12,8 +12,8 @@ from torch import nn
 
 from allosr2.backbones.quantize import BLOCK, is_quantized
 from allosr2.errors import AlloSR2Error
+from allosr2.meter import Phase
 from allosr2.training.config import AlloSR2Training
-from allosr2.training.meter import Phase
 from allosr2.training.rehearsal import build, evaluations, rehearse
 
 OVERHEAD = 1_500_000_000

@@ -19,10 +19,10 @@ from allosr2.backbones.known import outline, usual_text_tokens
 from allosr2.backbones.velocity import Conditioning, VelocityField
 from allosr2.flow import clean_prediction
 from allosr2.imaging.resize import enlarge
+from allosr2.meter import CudaRules, Meter, Phase
 from allosr2.model import CONDITIONING_NAME, load_conditioning, model_folder
 from allosr2.training.adapters import add_fresh_adapters, use_gradient_checkpointing
 from allosr2.training.config import AlloSR2Training
-from allosr2.training.meter import CudaRules, Meter, Phase
 
 LPIPS_BYTES = 840
 """Bytes a pixel that LPIPS takes at most until the backward pass is through it. It needs torchvision to run."""
