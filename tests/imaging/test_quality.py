@@ -9,7 +9,7 @@ from skimage import color, metrics
 from skimage import data as photographs
 
 from allosr2.errors import ImageError
-from allosr2.imaging.io import image_from_any, read_image
+from allosr2.imaging.io import image_from_any, read_rgb
 from allosr2.imaging.quality import luma, periodicity, psnr_y, ssim_y
 
 
@@ -85,8 +85,7 @@ def test_published_figures(shared_data):
         if not (folder / "osediff" / row["image"]).exists():
             continue
         sr, hr = (
-            image_from_any(read_image(folder / side / row["image"])[0])
-            for side in ("osediff", "hr")
+            image_from_any(read_rgb(folder / side / row["image"])) for side in ("osediff", "hr")
         )
         assert psnr_y(sr, hr).item() == pytest.approx(float(row["psnr_y"]), abs=1e-4)
         assert ssim_y(sr, hr).item() == pytest.approx(float(row["ssim_y"]), abs=2e-6)

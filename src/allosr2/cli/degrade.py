@@ -38,13 +38,13 @@ def degrade(config: Degrade) -> int:
     from allosr2.data.degradation import degrade as apply
     from allosr2.data.degradation import preset, sample_degradation
     from allosr2.imaging.io import (
-        ImageMetadata,
         check_target,
         image_from_any,
         read_image,
         to_array,
         write_image,
     )
+    from allosr2.imaging.picture import Metadata, Picture
 
     if config.scale < 1:
         raise ConfigError(f"--scale is {config.scale}: use 1 or more")
@@ -56,17 +56,21 @@ def degrade(config: Degrade) -> int:
     }
 
     def degrade_file(source: Path, target: Path) -> None:
-        image, metadata = read_image(source)
-        height, width = (side // config.scale * config.scale for side in image.shape[:2])
+        picture = read_image(source)
+        height, width = (
+            side // config.scale * config.scale for side in (picture.height, picture.width)
+        )
         if not height or not width:
             raise ImageError(
                 f"{source}: a side is shorter than the scale {config.scale}; leave it out"
             )
-        kept = ImageMetadata(icc_profile=metadata.icc_profile)
-        check_target(target, kept)
-        hr = image_from_any(image[:height, :width])
+        color = picture.color[:height, :width]
+        hr = image_from_any(color if color.shape[2] == 3 else color[..., 0])
+        # A profile of gray levels would be wrong of the RGB that is written.
+        icc_profile = picture.metadata.icc_profile if color.shape[2] == 3 else None
+        check_target(target, Picture(color=picture.color))
         lr = apply(hr, [drawn_for[source]], config.scale)
-        write_image(target, to_array(lr), kept)
+        write_image(target, Picture(color=to_array(lr), metadata=Metadata(icc_profile=icc_profile)))
         console().print(f"{target}: {drawn_for[source].describe()}")
 
     return for_each(pairs, degrade_file)

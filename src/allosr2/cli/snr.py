@@ -126,11 +126,11 @@ def _latents(
     folder: Path, names: list[str], codec: Codec, scale: int, device: torch.device
 ) -> Iterator[tuple[Float[Tensor, "1 c h w"], Float[Tensor, "1 c h w"]]]:
     """Both latents of each pair: LR enlarged bicubically, sides cropped to what the codec takes."""
-    from allosr2.imaging.io import image_from_any, read_image
+    from allosr2.imaging.io import image_from_any, read_rgb
     from allosr2.imaging.resize import enlarge
 
     for name in names:
-        lr, hr = (image_from_any(read_image(folder / part / name)[0]) for part in ("lr", "hr"))
+        lr, hr = (image_from_any(read_rgb(folder / part / name)) for part in ("lr", "hr"))
         height, width = lr.shape[-2] * scale, lr.shape[-1] * scale
         if hr.shape[-2:] != (height, width):
             raise DataError(

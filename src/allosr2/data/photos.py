@@ -12,7 +12,7 @@ from PIL import Image
 
 from allosr2.data.procedural import procedural_image
 from allosr2.errors import DataError, ImageError
-from allosr2.imaging.io import find_images, read_image, read_size
+from allosr2.imaging.io import find_images, read_rgb, read_size
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class PhotoFolder:
             self._cache.move_to_end(number)
             return self._cache[number]
         try:
-            image, _ = read_image(self.paths[number])
+            image = read_rgb(self.paths[number])
         except ImageError as error:
             raise DataError(f"{error}; remove it from the training folder") from error
         self._cache[number] = image

@@ -1,144 +1,301 @@
-"""What Pillow decodes, made plain: upright 8-bit RGB, opacity, profile, EXIF, typed errors."""
+"""The bytes of an image file become a picture: upright, at the file's own depth, errors typed."""
 
-import logging
-import threading
-import warnings
+from __future__ import annotations
+
+import io
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import BinaryIO
 
 import numpy as np
-from jaxtyping import UInt8
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from allosr2.errors import ImageError
+from allosr2.errors import ImageError, one_line
+from allosr2.imaging import metadata, pillow, png, tiff, vips
+from allosr2.imaging.formats import FORMATS, sniff
+from allosr2.imaging.limits import Limits, check_pixels
+from allosr2.imaging.picture import Metadata, Picture
+from allosr2.imaging.pillow import Levels
 
-_logger = logging.getLogger(__name__)
+HEAD_BYTES = 32
+"""As many bytes of a file tell its format."""
 
-FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
-"""Pillow's names of the file formats that are decoded; no other decoder is let near a file."""
 
-MAX_PIXELS = 150_000_000
-"""Largest picture that is decoded, in pixels; below the size at which Pillow itself refuses."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Stored:
+    """An image as its file has it, before it is turned upright."""
 
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-# Where the pixels of the *source* file lie and how they are packed (a TIFF keeps this among its
-# EXIF tags), with its color profile, which travels on its own. All wrong for any other file.
-_PIXEL_LAYOUT_TAGS = frozenset(
-    {254, 255, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 280, 281, 284, 292, 293, 317}
-    | {320, 322, 323, 324, 325, 330, 332, 338, 339, 340, 341, 347, 529, 530, 531, 532}
-    | {513, 514, 700, 33723, 34377, 34675, 37724}
-)
-
-_PIXEL_SIZE_TAGS = frozenset({40962, 40963})
-"""PixelXDimension and PixelYDimension, which cameras write: wrong of the enlarged picture."""
-
-# `warnings.catch_warnings` swaps the process's filters: two threads inside it at once would leave
-# the wrong ones behind.
-_WARNINGS_LOCK = threading.Lock()
+    levels: Levels
+    exif: Image.Exif | bytes | None
+    xmp: bytes | None
+    icc_profile: bytes | None
+    orientation: int
+    frames: int = 1
 
 
 @contextmanager
 def decoding(where: str) -> Generator[None]:
-    """Pillow kept quiet, and whatever it raises turned into one `ImageError`."""
-    with _WARNINGS_LOCK, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    """Decoders kept quiet, and whatever they raise turned into one `ImageError`."""
+    with pillow.quiet():
         try:
             yield
         except ImageError:
             raise
-        except Image.DecompressionBombError as error:
-            raise ImageError(_too_large(where, "more pixels than Pillow accepts")) from error
         except UnidentifiedImageError as error:
+            raise _unknown(where) from error
+        except MemoryError as error:
             raise ImageError(
-                f"{where} is no readable image of a known format; convert it to one of "
-                f"{', '.join(FORMATS)}"
+                f"{where} does not fit into memory; close other programs or cut it into parts"
             ) from error
-        except PermissionError as error:
-            raise ImageError(f"{where} may not be read; change its permissions") from error
         except Exception as error:  # damaged bytes make decoders raise nearly anything
-            reason = " ".join(str(error).split()) or type(error).__name__
+            # libvips repeats each message, and says first which of its functions failed.
+            lines = error.detail.strip().splitlines() if isinstance(error, vips.Error) else []
+            reason = lines[-1] if lines else one_line(error) or type(error).__name__
             raise ImageError(
                 f"{where} cannot be decoded ({reason}); it is damaged or truncated, fetch it again"
             ) from error
 
 
-def check_size(image: Image.Image, where: str) -> None:
-    """Refuse more than `MAX_PIXELS` while only the header is read.
+def decode(content: bytes, limits: Limits, where: str) -> Picture:
+    """The picture in the bytes of a file.
+
+    Args:
+        content: the whole file.
+        limits: its pixels are counted before they are decoded.
+        where: what messages call the file.
 
     Raises:
-        ImageError: naming the size and the limit.
+        ImageError: for bytes that are damaged, truncated or of another format, more pixels than
+            allowed, and samples of 32 bits or with a sign.
     """
-    pixels = image.width * image.height
-    if pixels > MAX_PIXELS:
-        raise ImageError(_too_large(where, f"{pixels / 1e6:.0f} megapixels"))
+    with decoding(where):
+        file_format = sniff(content[:HEAD_BYTES])
+        if file_format is None:
+            raise _unknown(where)
+        stored = _DECODERS[file_format](content, limits, where)
+        return _upright(stored, file_format)
 
 
-def turn_upright(image: Image.Image) -> Image.Image:
-    """Apply the orientation of the EXIF block; the block itself stays as it is."""
+def decode_size(stream: BinaryIO, limits: Limits, where: str) -> tuple[int, int]:
+    """Height and width of the upright picture, from the header alone; errors as in `decode`."""
+    with decoding(where):
+        head = stream.read(HEAD_BYTES)
+        file_format = sniff(head)
+        stream.seek(0)
+        if file_format is None:
+            raise _unknown(where)
+        if file_format == "PNG":
+            layout = png.read_layout(stream)
+            height, width = layout.height, layout.width
+            said = png.read_metadata(stream, layout)
+            orientation = _orientation(said.exif, said.xmp)
+        elif file_format == "TIFF":
+            layout = tiff.read_layout(stream)
+            height, width = layout.height, layout.width
+            orientation = _orientation(layout.exif, layout.xmp)
+        else:
+            if file_format == "WEBP":
+                check_pixels(*pillow.webp_size(head), limits, where)
+            with pillow.open_image(stream, file_format) as image:
+                height, width = image.height, image.width
+                orientation = _orientation(image.info.get("exif"), image.info.get("xmp"))
+        check_pixels(height, width, limits, where)
+        return (width, height) if orientation >= 5 else (height, width)
+
+
+_orientation = metadata.orientation_of
+
+
+def _decode_png(content: bytes, limits: Limits, where: str) -> _Stored:
+    stream = io.BytesIO(content)
+    layout = png.read_layout(stream)
+    check_pixels(layout.height, layout.width, limits, where)
+    png.check_sums(content, layout)
+    said = png.read_metadata(stream, layout)
+    samples = vips.Opened(content, "PNG").levels()
+    return _Stored(
+        levels=_split(samples),
+        exif=said.exif,
+        xmp=said.xmp,
+        icc_profile=said.icc_profile,
+        orientation=_orientation(said.exif, said.xmp),
+        frames=layout.frames,
+    )
+
+
+def _decode_tiff(content: bytes, limits: Limits, where: str) -> _Stored:
+    layout = tiff.read_layout(io.BytesIO(content))
+    check_pixels(layout.height, layout.width, limits, where)
+    if layout.bits > 16 or not layout.integer:
+        raise pillow.unknown_range(where)
+    if layout.pillow:
+        with pillow.open_image(content, "TIFF") as image:
+            image.load()
+            levels = pillow.levels_of(image, where)
+            frames = getattr(image, "n_frames", 1)
+        if layout.bits == 12:  # Pillow leaves the upper four bits empty
+            levels = Levels(levels.color << 4 | levels.color >> 8)
+    elif layout.apart:
+        opened = [vips.Opened(plane, "TIFF") for plane in tiff.planes(content)]
+        levels = _tiff_levels(
+            np.dstack([plane.levels() for plane in opened]), layout, inks=layout.inks
+        )
+        frames = 1
+    else:
+        opened = vips.Opened(content, "TIFF")
+        check_pixels(*opened.size, limits, where)
+        levels = _tiff_levels(opened.levels(), layout, inks=opened.is_cmyk)
+        frames = opened.pages
+    return _Stored(
+        levels=levels,
+        exif=layout.exif,
+        xmp=layout.xmp,
+        icc_profile=None if layout.lab else layout.icc_profile,
+        orientation=_orientation(layout.exif, layout.xmp),
+        frames=frames,
+    )
+
+
+def _decode_jpeg(content: bytes, limits: Limits, where: str) -> _Stored:
+    with pillow.open_image(content, "JPEG") as image:
+        check_pixels(image.height, image.width, limits, where)
+        samples = vips.decode_jpeg(content)
+        if samples is None:  # bytes between the segments; Pillow passes them over
+            image.load()
+            levels = pillow.levels_of(image, where)
+        else:
+            levels = Levels(samples)
+        return _stored_of(image, levels)
+
+
+def _decode_webp(content: bytes, limits: Limits, where: str) -> _Stored:
+    # Pillow makes room for all pixels as it opens the file.
+    if int.from_bytes(content[4:8], "little") + 8 > len(content):
+        raise ValueError("cut off before its end")
+    check_pixels(*pillow.webp_size(content), limits, where)
+    return _decode_shallow("WEBP", content, limits, where)
+
+
+def _decode_bmp(content: bytes, limits: Limits, where: str) -> _Stored:
+    return _decode_shallow("BMP", content, limits, where)
+
+
+def _decode_avif(content: bytes, limits: Limits, where: str) -> _Stored:
+    with pillow.open_image(content, "AVIF") as image:
+        check_pixels(image.height, image.width, limits, where)
+        opened = vips.Opened(content, "AVIF")
+        if opened.depth <= 8:
+            return _decode_shallow("AVIF", content, limits, where)
+        check_pixels(*opened.size, limits, where)
+        samples = opened.levels()
+        if image.mode == "L":  # libvips repeats it
+            samples = samples[..., :1]
+        # libvips has turned it upright.
+        return replace(_stored_of(image, _split(samples)), orientation=1)
+
+
+def _decode_shallow(file_format: str, content: bytes, limits: Limits, where: str) -> _Stored:
+    with pillow.open_image(content, file_format) as image:
+        check_pixels(image.height, image.width, limits, where)
+        image.load()
+        return _stored_of(image, pillow.levels_of(image, where))
+
+
+def _stored_of(image: Image.Image, levels: Levels) -> _Stored:
+    exif = image.info.get("exif")
+    xmp: object = image.info.get("xmp")
+    packet = xmp if isinstance(xmp, bytes) else None
+    return _Stored(
+        levels=levels,
+        exif=exif,
+        xmp=packet,
+        icc_profile=image.info.get("icc_profile"),
+        orientation=_orientation(exif, packet),
+        frames=getattr(image, "n_frames", 1),
+    )
+
+
+_DECODERS = {
+    "PNG": _decode_png,
+    "JPEG": _decode_jpeg,
+    "WEBP": _decode_webp,
+    "TIFF": _decode_tiff,
+    "BMP": _decode_bmp,
+    "AVIF": _decode_avif,
+}
+assert _DECODERS.keys() == FORMATS.keys()
+
+
+def _split(samples: np.ndarray) -> Levels:
+    """`h w n` with n of 1 to 4 as gray or RGB and, for even n, opacity."""
+    if samples.shape[2] % 2:
+        return Levels(samples)
+    return Levels(np.ascontiguousarray(samples[..., :-1]), samples[..., -1].copy())
+
+
+def _tiff_levels(samples: np.ndarray, layout: tiff.Layout, *, inks: bool) -> Levels:
+    """`h w n` as gray, RGB or CMYK and, where the file says so, opacity."""
+    channels = samples.shape[2]
+    colors = 4 if inks else 3 if channels >= 3 else 1
+    color = np.ascontiguousarray(samples[..., :colors])
+    if channels == colors or not layout.extra or layout.extra[0] not in (1, 2):
+        return Levels(color)
+    # Associated alpha is divided out by libvips, but for planes that are put together here.
+    alpha = samples[..., colors].copy()
+    if layout.extra[0] == 1 and layout.apart:
+        color = pillow.straight(color, alpha)
+    return Levels(color, alpha)
+
+
+def _upright(stored: _Stored, file_format: str) -> Picture:
+    """What a viewer shows: sRGB for inks, upright, with metadata that is true of it."""
+    notes: list[str] = []
+    color, alpha = stored.levels
+    icc_profile = stored.icc_profile
+    if stored.frames > 1:
+        notes.append(f"the first of {stored.frames} frames")
+    if color.shape[2] == 4:
+        color, note = _from_inks(color, icc_profile)
+        icc_profile = None
+        notes.append(note)
+    if icc_profile and not metadata.fits(icc_profile, color.shape[2]):
+        icc_profile = None
+        notes.append(
+            f"ICC profile left out: it is none of {'gray' if color.shape[2] == 1 else 'RGB'}"
+        )
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # a damaged EXIF block is no reason to refuse the picture
-        return image
-    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+        exif = metadata.upright_exif(stored.exif)
+    except ValueError:
+        exif = None
+        notes.append("EXIF left out: it is damaged")
+    return Picture(
+        color=metadata.turn_upright(color, stored.orientation),
+        alpha=None if alpha is None else metadata.turn_upright(alpha, stored.orientation),
+        metadata=Metadata(
+            icc_profile=icc_profile,
+            exif=exif,
+            xmp=metadata.upright_xmp(stored.xmp),
+        ),
+        format=file_format,
+        notes=tuple(notes),
+    )
 
 
-def upright_exif(image: Image.Image) -> bytes | None:
-    """The EXIF block without the source's orientation, pixel layout and size."""
-    try:
-        exif = image.getexif()
-        for tag in _PIXEL_LAYOUT_TAGS.intersection(exif):
-            del exif[tag]
-        if ExifTags.IFD.Exif in exif:
-            details = exif.get_ifd(ExifTags.IFD.Exif)
-            for tag in _PIXEL_SIZE_TAGS.intersection(details):
-                del details[tag]
-        if ExifTags.Base.Orientation in exif:
-            exif[ExifTags.Base.Orientation] = 1
-        return exif.tobytes() if len(exif) else None
-    except Exception as error:  # as in `turn_upright`
-        _logger.warning("EXIF left out, it is damaged: %s", error)
-        return None
+def _from_inks(inks: np.ndarray, icc_profile: bytes | None) -> tuple[np.ndarray, str]:
+    """CMYK as sRGB, and a note of how."""
+    if not icc_profile:
+        return pillow.inks_to_rgb(inks), "CMYK converted to RGB without a profile"
+    # Without a profile that fits, libvips would go on with one that it has built in.
+    if icc_profile[12:16] + icc_profile[16:20] in (b"prtrCMYK", b"scnrCMYK", b"spacCMYK"):
+        try:
+            return vips.cmyk_to_srgb(inks, icc_profile), "CMYK converted to sRGB by its profile"
+        except vips.Error:
+            pass
+    return pillow.inks_to_rgb(inks), "CMYK converted to RGB: its profile cannot be used"
 
 
-def rgb_profile(icc_profile: bytes | None) -> bytes | None:
-    """The ICC profile if it describes RGB values, else None."""
-    # Bytes 16 to 19 of an ICC header name the color space of the values (ICC.1:2022, 7.2.6).
-    return icc_profile if icc_profile and icc_profile[16:20] == b"RGB " else None
-
-
-def split_alpha(
-    image: Image.Image, where: str
-) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"] | None]:
-    """Colors and opacity (None where there is none) of a PIL image; 16 bits are scaled to 8.
-
-    Raises:
-        ImageError: for an image without pixels, and for 32-bit samples.
-    """
-    if not image.width or not image.height:
-        raise ImageError(f"{where} has no pixels; give an image of at least 1 x 1")
-    if image.mode.startswith("I;16"):
-        gray = np.asarray(image).astype(np.uint32)
-        key = image.info.get("transparency")
-        alpha = None if key is None else np.where(gray == key, 0, 255).astype(np.uint8)
-        return np.repeat(((gray * 255 + 32767) // 65535).astype(np.uint8)[..., None], 3, 2), alpha
-    if image.mode in ("I", "F"):
-        raise ImageError(f"{where} has 32-bit samples of unknown range; save it as 8 or 16 bits")
-    if image.has_transparency_data:
-        # "La" (premultiplied) has no direct way to RGBA.
-        straight = image.convert("LA") if image.mode == "La" else image
-        levels = np.asarray(straight.convert("RGBA"))
-        return np.ascontiguousarray(levels[..., :3]), np.ascontiguousarray(levels[..., 3])
-    return np.array(image.convert("RGB")), None
-
-
-def _too_large(where: str, size: str) -> str:
-    return f"{where} has {size}, the limit is {MAX_PIXELS / 1e6:.0f} megapixels; cut it into parts"
+def _unknown(where: str) -> ImageError:
+    return ImageError(
+        f"{where} is no readable image of a known format; convert it to one of {', '.join(FORMATS)}"
+    )

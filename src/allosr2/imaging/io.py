@@ -1,130 +1,116 @@
-"""Image files and arrays, in and out: RGB as a viewer shows it, and the metadata beside it."""
+"""Image files, in and out: a picture as a viewer shows it, and the metadata beside it."""
+
+from __future__ import annotations
 
 import errno
-import io
 import os
 import secrets
-from dataclasses import dataclass
+import shutil
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
-import torch
-from einops import rearrange
-from jaxtyping import Float, UInt8
-from PIL import Image
-from torch import Tensor
+from jaxtyping import UInt8
 
-from allosr2.errors import ImageError
-from allosr2.imaging.decoding import (
+from allosr2.errors import ImageError, one_line
+from allosr2.imaging.decoding import decode, decode_size
+from allosr2.imaging.encoding import encode
+from allosr2.imaging.formats import (
+    FORMAT_OF_SUFFIX,
     FORMATS,
-    check_size,
-    decoding,
-    rgb_profile,
-    split_alpha,
-    turn_upright,
-    upright_exif,
+    is_transparent,
+    notes_of_writing,
 )
+from allosr2.imaging.kinds import image_from_any, to_array
+from allosr2.imaging.limits import Limits, check_file, content_of, in_time, name_of
+from allosr2.imaging.picture import Picture
 
-FORMAT_OF_SUFFIX = {
-    ".png": "PNG",
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".webp": "WEBP",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".bmp": "BMP",
-}
-"""The file formats that are read and written. Writing goes by suffix, reading by content."""
+__all__ = [
+    "FORMAT_OF_SUFFIX",
+    "PART",
+    "Limits",
+    "check_target",
+    "find_images",
+    "image_from_any",
+    "notes_of_writing",
+    "read_image",
+    "read_rgb",
+    "read_size",
+    "to_array",
+    "write_image",
+]
 
-# Photographs lose nothing that the enlargement put in: full chroma for JPEG, lossless elsewhere.
-# TIFF stays uncompressed, as Pillow's compressed writer fails on the nested blocks of EXIF.
-_SAVE_OPTIONS: dict[str, dict[str, Any]] = {
-    "PNG": {},
-    "JPEG": {"quality": 95, "subsampling": 0},
-    "WEBP": {"lossless": True, "exact": True},
-    "TIFF": {},
-    "BMP": {},
-}
-_HOLDS_ALPHA = frozenset({"PNG", "WEBP", "TIFF"})
-_HOLDS_METADATA = frozenset({"PNG", "JPEG", "WEBP", "TIFF"})
+PART = ".allosr2-*.part"
+"""Names of files that are being written; one that stays was left by a process that was killed."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class ImageMetadata:
-    """What an image file holds beside its colors."""
+def read_image(source: Path | BinaryIO, limits: Limits = Limits()) -> Picture:  # noqa: B008 - frozen
+    """Read a picture the way a viewer shows it, at the depth that its file has.
 
-    alpha: UInt8[np.ndarray, "h w"] | None = None
-    """Opacity, 255 is opaque; None where the file has no transparency."""
+    It is turned upright by its EXIF. Gray stays gray; a palette becomes RGB; CMYK becomes sRGB by its
+    profile; 10 and 12 bits are scaled to 16. Of several frames or pages the first is taken, and the
+    picture's notes say so. A JPEG that carries more pictures (MPO: previews, stereo) is its first
+    one, which is the photograph.
 
-    icc_profile: bytes | None = None
-    """ICC profile of the RGB values; None for sRGB, and for profiles of another color space."""
-
-    exif: bytes | None = None
-    """EXIF block; its orientation, where there is one, says upright."""
-
-
-def read_image(path: Path) -> tuple[UInt8[np.ndarray, "h w 3"], ImageMetadata]:
-    """Read a picture the way a viewer shows it: upright, RGB, 8 bits.
-
-    Gray, palette, CMYK and 16-bit gray become RGB; 16 bits are scaled to 8, never clipped. A
-    profile of gray or CMYK values is dropped, as it would be wrong for RGB. A JPEG that carries
-    more pictures (MPO: previews, stereo) is its first one, which is the photograph.
+    Args:
+        source: a file, or a stream that is read to its end.
+        limits: what reading may cost.
 
     Raises:
         ImageError: for a path that is missing or no file, a file that is empty, truncated, damaged
-            or of another format, more than `decoding.MAX_PIXELS`, several frames or pages, and
-            32-bit samples, whose range is unknown.
+            or of another format, what costs more than `limits`, and samples of 32 bits or with a
+            sign, whose range is unknown.
     """
+    source = Path(source) if isinstance(source, str) else source
+    where = name_of(source)
+    content = content_of(source, limits)
+    return in_time(lambda: decode(content, limits, where), limits, where)
+
+
+def read_rgb(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+    """Read the colors alone, as 8 bits: 16 are rounded, gray is repeated. Errors as `read_image`."""
+    color = read_image(path).color
+    if color.dtype == np.uint16:
+        color = ((color.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(color, (*color.shape[:2], 3)))
+
+
+def read_size(path: Path, limits: Limits = Limits()) -> tuple[int, int]:  # noqa: B008 - frozen
+    """Height and width of the upright picture in pixels, from the header alone. Errors as `read_image`."""
     path = Path(path)
-    if path.is_dir():
-        raise ImageError(f"{path} is a folder, not an image; name one file in it")
-    if not path.exists():
-        raise ImageError(f"{path} does not exist; check the path")
-    if not path.is_file():
-        raise ImageError(f"{path} is no regular file; name an image file")
-    with decoding(str(path)):
-        if path.stat().st_size == 0:
-            raise ImageError(f"{path} is empty; fetch or export the image again")
-        with Image.open(path, formats=FORMATS) as image:
-            check_size(image, str(path))
-            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-            if frames > 1:
-                raise ImageError(
-                    f"{path} holds {frames} frames or pages; save the one to enlarge on its own"
-                )
-            image.load()
-            upright = turn_upright(image)
-            color, alpha = split_alpha(upright, str(path))
-            icc_profile = rgb_profile(image.info.get("icc_profile"))
-            return color, ImageMetadata(
-                alpha=alpha, icc_profile=icc_profile, exif=upright_exif(image)
-            )
+    check_file(path)
+    try:
+        with path.open("rb") as stream:
+            return in_time(lambda: decode_size(stream, limits, str(path)), limits, str(path))
+    except OSError as error:
+        raise ImageError(
+            f"{path} cannot be read: {error.strerror}; check its permissions"
+        ) from error
 
 
-def read_size(path: Path) -> tuple[int, int]:
-    """Height and width in pixels as stored, from the header alone. Raises ImageError as `read_image`."""
-    with decoding(str(path)), Image.open(path, formats=FORMATS) as image:
-        check_size(image, str(path))
-        return image.height, image.width
-
-
-def check_target(path: Path, metadata: ImageMetadata) -> None:
+def check_target(
+    path: Path,
+    picture: Picture,
+    file_format: str | None = None,
+    *,
+    size: tuple[int, int] | None = None,
+) -> None:
     """Refuse, before any work is done, a target that `write_image` would refuse.
 
+    Args:
+        path: file to write.
+        picture: what is to be written, or what that will be made of.
+        file_format: as in `write_image`.
+        size: height and width that will be written; None for the picture's own.
+
     Raises:
-        ImageError: for an unknown suffix, transparency that the format cannot hold, a path that is
-            a folder, and a folder that is absent or cannot be written.
+        ImageError: for an unknown suffix or format, transparency or a size that the format cannot
+            hold, a path that is a folder, and a folder that is absent or cannot be written.
     """
     path = Path(path)
-    file_format = FORMAT_OF_SUFFIX.get(path.suffix.lower())
-    if file_format is None:
-        raise ImageError(
-            f"cannot write {path}: unknown suffix; use one of {', '.join(FORMAT_OF_SUFFIX)}"
-        )
-    transparent = metadata.alpha is not None and (metadata.alpha < 255).any()
-    if transparent and file_format not in _HOLDS_ALPHA:
-        raise ImageError(f"cannot write {path}: {file_format} holds no transparency; use .png")
+    _check_format(path, picture, _format_of(path, file_format), size)
     if path.is_dir():
         raise _refused(path, errno.EISDIR)
     if not path.parent.is_dir():
@@ -133,44 +119,54 @@ def check_target(path: Path, metadata: ImageMetadata) -> None:
         raise _refused(path, errno.EACCES)
 
 
-def write_image(path: Path, image: UInt8[np.ndarray, "h w 3"], metadata: ImageMetadata) -> None:
-    """Write a picture in the format that the suffix of `path` names, whole or not at all.
+def write_image(
+    target: Path | BinaryIO,
+    picture: Picture,
+    *,
+    file_format: str | None = None,
+    quality: int | None = None,
+    before_rename: Callable[[Path], None] | None = None,
+) -> None:
+    """Write a picture, whole or not at all.
 
     The file is built beside its target under a hidden name and renamed when it is safely on disk:
-    a reader never sees half a picture, and a failure leaves the former file as it was. JPEG is
-    written at quality 95 with full chroma, WEBP without loss, TIFF without compression. BMP holds
-    neither profile nor EXIF.
+    a reader never sees half a picture, and a failure leaves the former file as it was. A stream gets
+    its first byte when the whole picture is encoded. What the format leaves out, `notes_of_writing`
+    says.
 
     Args:
-        path: target; its folder must exist.
-        image: colors.
-        metadata: as from `read_image`, with `alpha` of the size of `image`.
+        target: a file, whose folder must exist, or a stream.
+        picture: what is written, at its own depth where the format holds it.
+        file_format: Pillow's name of the format, such as "PNG"; None is by suffix, or the format
+            that the picture was read from for a stream.
+        quality: 1 to 100, for JPEG (95), AVIF (90), and WebP, which is lossless without; ignored by
+            the formats that are always lossless.
+        before_rename: called with the path of the file that is complete and not yet in its place.
 
     Raises:
-        ImageError: for an unknown suffix, transparency that the format cannot hold, a size that it
-            cannot hold, and a folder or disk that cannot be written.
+        ImageError: for an unknown suffix or format, a quality out of range, transparency or a size
+            that the format cannot hold, and a folder or disk that cannot be written.
+        BrokenPipeError: for a stream that nobody reads any more.
     """
-    path = Path(path)
-    encoded = _encode(path, image, metadata)
-    partial = path.with_name(f".{secrets.token_hex(8)}.part")
+    target = Path(target) if isinstance(target, str) else target
+    if quality is not None and not 1 <= quality <= 100:
+        raise ImageError(f"quality is {quality}; use a whole number from 1 to 100")
+    if not isinstance(target, Path):
+        _write_stream(target, picture, file_format or picture.format, quality)
+        return
+    check_target(target, picture, file_format)
+    partial = target.with_name(PART.replace("*", secrets.token_hex(8)))
     try:
         try:
-            with partial.open("xb") as stream:
-                stream.write(encoded)
-                stream.flush()
-                os.fsync(stream.fileno())
-            partial.replace(path)
+            _encode_file(partial, target, picture, _format_of(target, file_format), quality)
+            if before_rename is not None:
+                before_rename(partial)
+            partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
+        _sync_folder(target.parent)
     except OSError as error:
-        raise _refused(path, error.errno or errno.EIO) from error
-
-
-def _refused(path: Path, number: int) -> ImageError:
-    return ImageError(
-        f"cannot write {path}: {os.strerror(number)}; "
-        "choose a folder that exists, is writable and has room"
-    )
+        raise _refused(target, error.errno or errno.EIO) from error
 
 
 def find_images(folder: Path, *, recursive: bool = False) -> list[Path]:
@@ -197,94 +193,103 @@ def find_images(folder: Path, *, recursive: bool = False) -> list[Path]:
     )
 
 
-def image_from_any(
-    image: Image.Image | np.ndarray | Float[Tensor, "..."],
-) -> Float[Tensor, "b 3 h w"]:
-    """Turn what Python programs hold as a picture into float32 RGB in [0, 1].
+def _write_stream(
+    stream: BinaryIO, picture: Picture, file_format: str | None, quality: int | None
+) -> None:
+    where = name_of(stream)
+    name = _known(where, file_format)
+    _check_format(where, picture, name, None)
+    with tempfile.TemporaryDirectory(prefix="allosr2-") as folder:
+        encoded = Path(folder) / "encoded"
+        try:
+            _encode_file(encoded, where, picture, name, quality)
+            with encoded.open("rb") as whole:
+                shutil.copyfileobj(whole, stream, 2**20)
+            stream.flush()
+        except BrokenPipeError:
+            raise  # for the command line, which ends as other programs in a pipe do
+        except OSError as error:
+            raise ImageError(f"cannot write {where}: {error.strerror}; check the disk") from error
 
-    Accepted: a PIL image of any 8-bit or 16-bit mode (turned upright by its EXIF; the frame it
-    stands at; its alpha is left out); an array `h w` or `h w 3` of uint8, uint16 or float in
-    [0, 1]; a float tensor `3 h w` or `b 3 h w` in [0, 1]. A tensor stays on its device. Floats may
-    leave [0, 1] by 0.001 (rounding, resampling) and are clamped.
 
-    Raises:
-        ImageError: for anything else, for values out of range or not finite, and for empty images.
-    """
-    if isinstance(image, Image.Image):
-        with decoding("the given PIL image"):
-            color, _ = split_alpha(turn_upright(image), "the given PIL image")
-        return _batch(color) / 255
-    if isinstance(image, np.ndarray):
-        if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3) or not image.size:
-            raise ImageError(
-                f"the given array has shape {image.shape}; give h w (gray) or h w 3 (RGB)"
-            )
-        color = image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
-        if image.dtype == np.uint8:
-            return _batch(color) / 255
-        if image.dtype == np.uint16:
-            return _batch(color) / 65535
-        if not np.issubdtype(image.dtype, np.floating):
-            raise ImageError(
-                f"the given array has dtype {image.dtype}; give uint8, uint16 or float in [0, 1]"
-            )
-        return _checked(_batch(color), "the given array")
-    if isinstance(image, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
-        batch = image[None] if image.ndim == 3 else image
-        if batch.ndim != 4 or batch.shape[1] != 3 or not batch.numel():
-            raise ImageError(
-                f"the given tensor has shape {tuple(image.shape)}; give 3 h w or b 3 h w (RGB)"
-            )
-        if not batch.is_floating_point():
-            raise ImageError(
-                f"the given tensor has dtype {image.dtype}; give float in [0, 1] (divide by 255)"
-            )
-        return _checked(batch.float(), "the given tensor")
+def _encode_file(
+    partial: Path, where: Path | str, picture: Picture, file_format: str, quality: int | None
+) -> None:
+    """Encode into a new file and wait until it is on disk. Raises OSError and ImageError."""
+    partial.touch(exist_ok=False)
+    try:
+        encode(partial, picture, file_format, quality)
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise _not_encoded(where, error) from error
+    except Exception as error:  # each encoder has its own way to refuse a picture
+        raise _not_encoded(where, error) from error
+    with partial.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def _not_encoded(where: Path | str, error: Exception) -> ImageError:
+    return ImageError(f"cannot write {where}: {one_line(error)}; use .png")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Wait until a rename is on disk, where the system can."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _format_of(path: Path, file_format: str | None) -> str:
+    if file_format is not None:
+        return _known(path, file_format)
+    named = FORMAT_OF_SUFFIX.get(path.suffix.lower())
+    if named is None:
+        raise ImageError(
+            f"cannot write {path}: unknown suffix; use one of {', '.join(FORMAT_OF_SUFFIX)}"
+        )
+    return named
+
+
+def _known(where: Path | str, file_format: str | None) -> str:
+    if file_format not in FORMATS:
+        raise ImageError(
+            f"cannot write {where}: format {file_format} is unknown; use one of {', '.join(FORMATS)}"
+        )
+    return file_format
+
+
+def _check_format(
+    where: Path | str, picture: Picture, file_format: str, size: tuple[int, int] | None
+) -> None:
+    holds = FORMATS[file_format]
+    if is_transparent(picture) and not holds.alpha:
+        raise ImageError(f"cannot write {where}: {file_format} holds no transparency; use .png")
+    height, width = size or (picture.height, picture.width)
+    if max(height, width) > holds.longest_side:
+        limit = f"{holds.longest_side} pixels a side"
+    elif holds.largest_area is not None and height * width > holds.largest_area:
+        limit = f"{holds.largest_area / 1e6:.0f} megapixels"
+    else:
+        return
     raise ImageError(
-        f"{type(image).__name__} is no image; give a PIL image, a NumPy array or a torch tensor"
+        f"cannot write {where}: {width} x {height} is too large for {file_format}, which holds "
+        f"{limit}; use .png"
     )
 
 
-def to_array(image: Float[Tensor, "1 3 h w"]) -> UInt8[np.ndarray, "h w 3"]:
-    """Round a picture in [0, 1] to 8 bits; values outside are clamped.
-
-    Raises:
-        ImageError: for values that are not finite, which would be written as black dots.
-    """
-    if not torch.isfinite(image).all():
-        raise ImageError("the image holds values that are not finite; compute it in float32")
-    levels = image.detach().float().clamp(0, 1).mul_(255).round_().to(torch.uint8)
-    return rearrange(levels.cpu(), "1 c h w -> h w c").contiguous().numpy()
-
-
-def _batch(color: np.ndarray) -> Float[Tensor, "1 3 h w"]:
-    channels_first = rearrange(color.astype(np.float32), "h w c -> 1 c h w")
-    return torch.tensor(channels_first)
-
-
-def _checked(image: Float[Tensor, "b 3 h w"], where: str) -> Float[Tensor, "b 3 h w"]:
-    # NaN comes through as NaN
-    low, high = (float(bound) for bound in torch.aminmax(image.detach()))
-    if not (low >= -1e-3 and high <= 1 + 1e-3):
-        raise ImageError(f"{where} has values from {low:g} to {high:g}; give floats in [0, 1]")
-    return image.clamp(0, 1)
-
-
-def _encode(path: Path, image: UInt8[np.ndarray, "h w 3"], metadata: ImageMetadata) -> bytes:
-    """The bytes of the file to write, so that a failure to encode touches no disk."""
-    check_target(path, metadata)
-    file_format = FORMAT_OF_SUFFIX[path.suffix.lower()]
-    levels = image
-    if metadata.alpha is not None and file_format in _HOLDS_ALPHA:
-        levels = np.dstack([image, metadata.alpha])
-    options = dict(_SAVE_OPTIONS[file_format])
-    if file_format in _HOLDS_METADATA and metadata.icc_profile:
-        options["icc_profile"] = metadata.icc_profile
-    if file_format in _HOLDS_METADATA and metadata.exif:
-        options["exif"] = metadata.exif
-    stream = io.BytesIO()
-    try:
-        Image.fromarray(levels).save(stream, file_format, **options)
-    except Exception as error:  # each encoder has its own way to refuse a size or an EXIF block
-        raise ImageError(f"cannot write {path}: {error}; use .png") from error
-    return stream.getvalue()
+def _refused(path: Path, number: int) -> ImageError:
+    return ImageError(
+        f"cannot write {path}: {os.strerror(number)}; "
+        "choose a folder that exists, is writable and has room"
+    )
