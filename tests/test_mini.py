@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from allosr2 import Upscaler
-from allosr2.imaging.io import find_images, image_from_any, read_image
+from allosr2.imaging.io import find_images, image_from_any, read_rgb
 from allosr2.imaging.quality import periodicity, psnr_y
 from allosr2.model import ModelConfig, model_folder
 
@@ -66,8 +66,8 @@ def realsr(mini, shared_data) -> list[tuple[torch.Tensor, torch.Tensor]]:
     folder = shared_data / "realsr"
     return [
         (
-            mini(image_from_any(read_image(folder / "lr" / path.name)[0])),
-            image_from_any(read_image(path)[0]),
+            mini(image_from_any(read_rgb(folder / "lr" / path.name))),
+            image_from_any(read_rgb(path)),
         )
         for path in find_images(folder / "hr")[::20]
     ]

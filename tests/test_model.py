@@ -104,6 +104,68 @@ def test_merging_changes_no_output(tiny_model, model):
     torch.testing.assert_close(restored(merged), restored(model), rtol=0, atol=1e-5)
 
 
+def test_fidelity_0_is_the_model_as_it_was_trained(tiny_model, model):
+    merged = AlloSR2.from_pretrained(tiny_model).merge(fidelity=0)
+    assert merged.step == 1
+    torch.testing.assert_close(restored(merged), restored(model), rtol=0, atol=1e-5)
+
+
+def test_fidelity_1_is_the_base_s_codec_and_nothing_else(tiny_model, tiny_base, model):
+    from diffusers import AutoencoderKL
+
+    merged = AlloSR2.from_pretrained(tiny_model).merge(fidelity=1)
+    vae = AutoencoderKL.from_pretrained(tiny_base, subfolder="vae")
+    with torch.no_grad():
+        decoded = vae.decode(vae.encode(images() * 2 - 1).latent_dist.mode()).sample / 2 + 0.5
+        frozen = load_frozen_codec(tiny_model)
+        alone = frozen.decode(frozen.encode(images()))
+    assert torch.equal(restored(merged), alone)
+    torch.testing.assert_close(alone, decoded, rtol=0, atol=1e-5)
+    assert (alone - restored(model)).abs().max() > 1e-3  # the adapters have an effect
+
+
+@pytest.mark.parametrize("fidelity", [0.25, 0.5])
+def test_fidelity_scales_adapters_and_step(tiny_model, fidelity):
+    unmerged = AlloSR2.from_pretrained(tiny_model)
+    merged = AlloSR2.from_pretrained(tiny_model).merge(fidelity)
+    weights, tensors = merged.state_dict(), unmerged.state_dict()
+    adapted = {k.removesuffix(".lora_A.default.weight") for k in tensors if ".lora_A." in k}
+    assert any(name.startswith("codec.") for name in adapted)
+    assert any(name.startswith("velocity.") for name in adapted)
+    for name in adapted:
+        before, after = (state[f"{name}.base_layer.weight"] for state in (tensors, weights))
+        down, up = (tensors[f"{name}.lora_{side}.default.weight"] for side in "AB")
+        # alpha / rank = 8 / 4; a convolution's up is 1 x 1
+        delta = 8 / 4 * (up.flatten(1) @ down.flatten(1)).reshape(before.shape)
+        torch.testing.assert_close(after - before, (1 - fidelity) * delta, rtol=0, atol=1e-6)
+    z_lr = torch.randn(2, 4, 4, 6, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        velocity = merged.velocity(z_lr, torch.tensor([0.4, 0.4]))
+        expected = z_lr - (1 - fidelity) * 0.4 * velocity
+        torch.testing.assert_close(merged.one_step(z_lr), expected, rtol=0, atol=1e-6)
+
+
+def test_results_go_from_the_model_s_to_the_codec_s_with_fidelity(tiny_model, model):
+    """Farther from the model's result, closer to the codec's, step by step."""
+    results = [
+        restored(AlloSR2.from_pretrained(tiny_model).merge(fidelity))
+        for fidelity in (0, 0.25, 0.5, 0.75, 1)
+    ]
+    from_model = [float((result - results[0]).square().mean()) for result in results]
+    from_codec = [float((result - results[-1]).square().mean()) for result in results]
+    assert from_model == sorted(from_model)
+    assert from_codec == sorted(from_codec, reverse=True)
+
+
+@pytest.mark.parametrize("fidelity", [-0.1, 1.1, math.nan, math.inf])
+def test_a_fidelity_out_of_range_is_one_line_and_changes_nothing(tiny_model, fidelity):
+    model = AlloSR2.from_pretrained(tiny_model)
+    before = restored(model)
+    with pytest.raises(ConfigError, match=f"^fidelity is {fidelity}: use a number from 0 to 1$"):
+        model.merge(fidelity)
+    assert torch.equal(restored(model), before)
+
+
 def test_the_frozen_codec_has_no_adapters(tiny_model, tiny_base, model):
     from diffusers import AutoencoderKL
 

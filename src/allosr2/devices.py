@@ -1,10 +1,25 @@
-"""Where a model runs."""
+"""Where a model runs, and how much memory there is."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import psutil
 import torch
 
 from allosr2.errors import ConfigError
+
+# Files of a container's memory, in bytes, in control groups of version 2, then of version 1: its limit and its
+# use; and, in its statistics, the name of cached files that make room when memory is asked for.
+_GROUPS = (
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
+    (
+        Path("/sys/fs/cgroup/memory"),
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
+)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -22,3 +37,33 @@ def resolve_device(name: str) -> torch.device:
             f"device is {name}: this machine has no such device; use auto, cpu, cuda or cuda:N"
         ) from error
     return device
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be had on a device; on the CPU within the limit of a container too."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + reserved  # torch's own cache is free to torch
+    free = psutil.virtual_memory().available
+    for folder, limit, used, cached in _GROUPS:
+        try:
+            bound = (folder / limit).read_text().strip()
+            held = int((folder / used).read_text()) - _statistic(folder / "memory.stat", cached)
+        except OSError:  # no such group, or not ours to read
+            continue
+        if bound.isdigit():  # "max" where there is none
+            free = min(free, max(int(bound) - held, 0))
+    return free
+
+
+def _statistic(path: Path, name: str) -> int:
+    values = dict(line.split(maxsplit=1) for line in path.read_text().splitlines())
+    return int(values.get(name, 0))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; on the CPU torch raises a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator: " in str(error)
+    )

@@ -46,6 +46,8 @@ class AlloSR2(nn.Module):
         self.codec = codec
         self.velocity = velocity
         self.config = config
+        self.step = 1.0
+        """How much of the step from t* to the data is taken; below 1 if `merge` was given a fidelity."""
         self.folder: Path | None = None
         """Where the model was loaded from; a base that lies inside it goes along when it is saved."""
 
@@ -57,16 +59,25 @@ class AlloSR2(nn.Module):
     def one_step(self, z_lr: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """`z_sr = z_lr - t* v(z_lr, t*)`: one Euler step from t* to data (arXiv:2604.19238, Eq. 7)."""
         t_star = z_lr.new_full((z_lr.shape[0],), self.config.t_star)
-        return clean_prediction(z_lr, self.velocity(z_lr, t_star), t_star)
+        return clean_prediction(z_lr, self.velocity(z_lr, t_star), self.step * t_star)
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """Restore images that were enlarged already; sides are multiples of `multiple`, values in [0, 1]."""
         return self.codec.decode(self.one_step(self.codec.encode(image)))
 
-    def merge(self) -> AlloSR2:
-        """Merge the adapters into the weights, for inference."""
-        merge_adapters(self.codec.vae)
-        merge_adapters(self.velocity.transformer)
+    def merge(self, fidelity: float = 0.0) -> AlloSR2:
+        """Merge the adapters into the weights, for inference.
+
+        `fidelity` 0 is the model as it was trained. Up to 1, adapters and step are scaled by 1 - fidelity, so
+        that less is added to the LR image; at 1 it passes through the base's codec and nothing else. Not of
+        the paper; PiSA-SR (arXiv:2412.03017) scales two adapters at inference to this end. Raises ConfigError
+        out of [0, 1].
+        """
+        if not 0 <= fidelity <= 1:
+            raise ConfigError(f"fidelity is {fidelity}: use a number from 0 to 1")
+        self.step = 1 - fidelity
+        merge_adapters(self.codec.vae, self.step)
+        merge_adapters(self.velocity.transformer, self.step)
         return self
 
     @classmethod

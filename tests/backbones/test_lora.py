@@ -229,6 +229,45 @@ def test_merging_changes_no_output(transformer, vae, tiny_model):
     torch.testing.assert_close(latent(vae), before[1], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0])
+def test_merging_adds_the_scaled_adapters_to_the_weights(transformer, vae, tiny_model, scale):
+    load_adapters(tiny_model, transformer=transformer, vae=vae)
+    for module in (transformer, vae):
+        before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+        merge_adapters(module, scale)
+        after = module.state_dict()
+        assert after.keys() == before.keys()
+        for name, tensor in before.items():
+            layer = name.removesuffix(".base_layer.weight")
+            if layer == name:
+                assert torch.equal(after[name], tensor)
+                continue
+            down, up = (before[f"{layer}.lora_{side}.default.weight"] for side in "AB")
+            # alpha / rank = 8 / 4; a convolution's up is 1 x 1
+            delta = 8 / 4 * (up.flatten(1) @ down.flatten(1)).reshape(tensor.shape)
+            torch.testing.assert_close(after[name], tensor + scale * delta, rtol=0, atol=1e-6)
+
+
+def test_merging_again_replaces_what_was_merged(transformer, vae, tiny_model):
+    load_adapters(tiny_model, transformer=transformer, vae=vae)
+    adapted = velocity(transformer), latent(vae)
+    for scale in (0.3, 0.3, 1.0):
+        merge_adapters(transformer, scale)
+        merge_adapters(vae, scale)
+    torch.testing.assert_close(velocity(transformer), adapted[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(latent(vae), adapted[1], rtol=0, atol=1e-5)
+
+
+def test_merging_none_of_the_adapters_is_the_base(transformer, vae, tiny_model):
+    base = velocity(transformer), latent(vae)
+    load_adapters(tiny_model, transformer=transformer, vae=vae)
+    assert (velocity(transformer) - base[0]).abs().max() > 1e-3
+    merge_adapters(transformer, 0)
+    merge_adapters(vae, 0)
+    assert torch.equal(velocity(transformer), base[0])
+    assert torch.equal(latent(vae), base[1])
+
+
 def test_off_is_the_base_and_leaves_everything_as_it_was(transformer, tiny_model):
     def train_some() -> None:
         # An unusual choice of trainable parameters, which must come back as it was. The same for both

@@ -107,9 +107,15 @@ def adapters_off(module: nn.Module) -> Generator[None]:
             parameter.requires_grad_(True)
 
 
-def merge_adapters(module: nn.Module) -> None:
-    """Add the adapters into the weights they sit on: equal outputs, nothing left to compute."""
+def merge_adapters(module: nn.Module, scale: float = 1.0) -> None:
+    """Add the adapters, times `scale`, into the weights they sit on: nothing is left to compute.
+
+    What was merged before is taken out first, up to rounding.
+    """
     for layer in _adapter_layers(module):
+        if layer.merged:
+            layer.unmerge()
+        layer.set_scale(ADAPTER, scale)  # pyright: ignore[reportAttributeAccessIssue] - every LoRA layer has it
         layer.merge()
 
 

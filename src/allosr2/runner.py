@@ -1,0 +1,213 @@
+"""A model on a device: tiles in, tiles out, whatever precision and memory make of it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from allosr2.devices import free_memory, is_out_of_memory, resolve_device
+from allosr2.errors import ImageError
+from allosr2.imaging.tiling import blend_rows, lay_tiles
+from allosr2.meter import CudaRules, Meter
+from allosr2.model import AlloSR2
+
+logger = logging.getLogger(__name__)
+
+LARGEST_BATCH = 8
+"""Most tiles in one call on a GPU; more of them are no faster."""
+
+_LEAST_SIDE = 4
+"""Side in tokens of the smallest tile that is tried when memory runs out."""
+
+_SAFETY = 0.6
+"""Share of the free memory that tiles are planned for: kernels have workspaces that are not counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A part of a model, and how many elements a token has along a side before and after it."""
+
+    function: Callable[[Tensor], Tensor]
+    units: tuple[int, int]
+
+
+class Runner:
+    """Runs the two stages of a model on batches of tiles on one device.
+
+    What does not fit into memory is halved, first the batch and then the tile, until it does. What is not
+    finite in bfloat16 is computed once more in float32.
+    """
+
+    def __init__(self, model: AlloSR2, device: str) -> None:
+        """Move a model to a device: bfloat16 on CUDA, float32 on the CPU. Raises ConfigError without it."""
+        self.model = model
+        self.device = resolve_device(device)
+        self.encode = Stage(
+            lambda image: model.one_step(model.codec.encode(image)),
+            (model.multiple, model.velocity.patch),
+        )
+        """From an enlarged image to the restored latents."""
+        self.decode = Stage(model.codec.decode, (model.velocity.patch, model.multiple))
+        """From latents to the image."""
+        self.batch = 1
+        """Most tiles in one call."""
+        self._side = 1 << 30
+        """Largest side of a tile, in tokens, that has not run out of memory."""
+        self._bytes_a_pixel: float | None = None
+        self._use(getattr(torch, precision_on(self.device)))
+        model.codec.to(memory_format=torch.channels_last)
+
+    def apply(self, stage: Stage, tiles: Float[Tensor, "k c h w"], where: str) -> Tensor:
+        """A stage on tiles of one size, in batches of `batch`: float32, on the CPU.
+
+        Raises ImageError, naming `where`, if not even small tiles fit, and if the result is not finite.
+        """
+        if max(tiles.shape[-2:]) > self._side * stage.units[0]:
+            return torch.cat([self._in_parts(stage, tile[None], where) for tile in tiles])
+        if len(tiles) > self.batch:
+            return torch.cat([self.apply(stage, part, where) for part in tiles.split(self.batch)])
+        result = self._forward(stage, tiles)
+        if result is None:
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            if len(tiles) > 1:
+                self.batch = len(tiles) // 2
+                return self.apply(stage, tiles, where)
+            self._halve(max(tiles.shape[-2:]) // stage.units[0], where)
+            return self._in_parts(stage, tiles, where)
+        if bool(result.isfinite().all()):
+            return result
+        if self._precision != torch.float32:
+            logger.warning("%s: not finite in %s; once more in float32", where, self.precision)
+            with self._in_float32(where):
+                return self.apply(stage, tiles, where)
+        raise ImageError(
+            f"{where}: the model's result is not finite, in float32 too; try another model"
+        )
+
+    @property
+    def precision(self) -> str:
+        """In which the model runs: "float32" or "bfloat16"."""
+        return _name(self._precision)
+
+    def bytes_of(self, pixels: int) -> int:
+        """Memory that a tile of so many pixels takes beside the weights, measured on the meta device."""
+        if self._bytes_a_pixel is None:
+            side = 16 * self.model.multiple
+            self._bytes_a_pixel = _activation_bytes(self.model, side, self._precision) / side**2
+        return round(self._bytes_a_pixel * pixels)
+
+    def largest_that_fits(self, sides: Sequence[int]) -> int:
+        """The first of some tiles' sides, in pixels, that memory is free for; the last if there is none."""
+        budget = _SAFETY * free_memory(self.device)
+        fitting = (side for side in sides if self.bytes_of(side**2) < budget)
+        return next(fitting, sides[-1])
+
+    def batch_that_fits(self, side: int) -> int:
+        """How many tiles at a time; on the CPU, where more are no faster, one."""
+        if self.device.type == "cpu":
+            return 1
+        budget = _SAFETY * free_memory(self.device)
+        return max(min(int(budget / self.bytes_of(side**2)), LARGEST_BATCH), 1)
+
+    def fingerprint(self) -> str:
+        """Tells one model from another: a hash of its constants and of a sample of each tensor's values."""
+        config, conditioning = self.model.config, self.model.velocity.conditioning
+        constants = (config.t_star, config.scale, config.guidance, self.model.step)
+        digest = hashlib.sha256(repr(constants).encode())
+        tensors = self.model.state_dict() | conditioning.tensors()
+        for name, tensor in sorted(tensors.items()):
+            sample = tensor.flatten()[:: max(tensor.numel() // 64, 1)]
+            digest.update(name.encode() + sample.float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def _halve(self, side: int, where: str) -> None:
+        multiple = self.model.multiple
+        if side // 2 < _LEAST_SIDE:
+            raise ImageError(
+                f"{where}: {self.device} is out of memory even with tiles of {side * multiple} px; "
+                "close other programs or use another device"
+            )
+        self._side = side // 2
+        logger.warning(
+            "%s: out of memory; going on with tiles of %d px", where, self._side * multiple
+        )
+
+    def _in_parts(self, stage: Stage, tile: Float[Tensor, "1 c h w"], where: str) -> Tensor:
+        """A tile that is too large, as smaller ones."""
+        side = self._side
+        vertical, horizontal = (
+            lay_tiles(length // stage.units[0], side, side // 4) for length in tile.shape[-2:]
+        )
+        rows = blend_rows(
+            lambda part: self.apply(stage, part, where),
+            lambda first, last: tile[..., first:last, :],
+            vertical,
+            horizontal,
+            stage.units,
+        )
+        return torch.cat(list(rows), dim=-2)
+
+    @torch.inference_mode()
+    def _forward(self, stage: Stage, tiles: Float[Tensor, "k c h w"]) -> Tensor | None:
+        """None if memory ran out: the error, and all that it holds, is gone when this returns."""
+        enabled = self._precision == torch.bfloat16
+        try:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
+                return stage.function(tiles.to(self.device)).float().cpu()
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                return None
+            raise
+
+    @contextmanager
+    def _in_float32(self, where: str) -> Generator[None]:
+        precision = self._precision
+        try:
+            self._use(torch.float32)
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise ImageError(
+                f"{where}: not finite in {_name(precision)}, and {self.device} has no memory for float32; "
+                "use another device or another model"
+            ) from error
+        finally:
+            self._use(precision)
+
+    def _use(self, precision: torch.dtype) -> None:
+        self._precision = precision
+        self.model.to(self.device, precision)
+
+
+def precision_on(device: torch.device) -> Literal["float32", "bfloat16"]:
+    """What a model runs in on a device."""
+    return "bfloat16" if device.type == "cuda" else "float32"
+
+
+def _name(precision: torch.dtype) -> str:
+    return str(precision).removeprefix("torch.")
+
+
+def _activation_bytes(model: nn.Module, side: int, precision: torch.dtype) -> int:
+    """Most bytes that a model holds beside its weights while it works on one square picture."""
+    weights: dict[str, Any] = {
+        name: tensor.to("meta")
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+    }
+    picture = torch.empty(1, 3, side, side, device="meta")
+    autocast = precision == torch.bfloat16
+    with torch.no_grad(), Meter(weights.values()) as meter, CudaRules(autocast=autocast):
+        functional_call(model, weights, (picture,))
+        meter.mark("a tile")
+    return meter.phases[0].peak
