@@ -1,8 +1,6 @@
 """`python -m allosr2`: the same as the command `allosr2`."""
 
-import sys
-
-from allosr2.cli import main
+from allosr2.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

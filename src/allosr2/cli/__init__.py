@@ -8,11 +8,11 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import tyro
 
-from allosr2.cli.console import describe, errors_console, set_up_logging
+from allosr2.cli.console import abandon_stdout, describe, errors_console, set_up_logging
 from allosr2.cli.degrade import Degrade, degrade
 from allosr2.cli.info import Info, info
 from allosr2.cli.prepare import Prepare, prepare
@@ -20,6 +20,7 @@ from allosr2.cli.snr import Snr, snr
 from allosr2.cli.train import INTERRUPTED, Train, train
 from allosr2.cli.upscale import Upscale, upscale
 from allosr2.errors import AlloSR2Error
+from allosr2.pipeline import still_at_work
 
 _VERBS: dict[type, Callable[[Any], int]] = {
     Upscale: upscale,
@@ -40,6 +41,18 @@ class Command:
     """Show tracebacks and the debug log. Stands before the verb."""
 
 
+def run() -> NoReturn:
+    """Run the process's own command line and end the process."""
+    exit_code = main()
+    if exit_code == INTERRUPTED or still_at_work():
+        # At once: the interpreter's own end takes PyTorch seconds on a busy machine, and would tear a
+        # thread that is deep in a tile out of C++ code, which aborts the process.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
+    sys.exit(exit_code)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `allosr2 ARGV` (by default the process's own arguments) and return its exit code.
 
@@ -56,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         errors_console().print("allosr2: interrupted")
         return INTERRUPTED
     except BrokenPipeError:
-        # the reader, such as head, has seen enough; Python must not complain when it closes stdout
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # the reader, such as head, has seen enough
+        abandon_stdout()
         return 0
     except Exception as error:
         if debug:

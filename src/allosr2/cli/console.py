@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from functools import cache
 
@@ -23,6 +24,11 @@ def console() -> Console:
 def errors_console() -> Console:
     """The same on stderr, for errors, the log and progress: one console, so that lines go above a bar."""
     return Console(soft_wrap=True, highlight=False, markup=False, emoji=False, stderr=True)
+
+
+def abandon_stdout() -> None:
+    """Lead stdout, which nobody reads any more, to nowhere: or Python complains when it closes it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def progress_bar(*columns: TextColumn, shown: bool = True) -> Progress:

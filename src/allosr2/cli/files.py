@@ -1,42 +1,174 @@
-"""Many files through one function: where each result goes, and one bad file never stops the rest."""
+"""Where the result of each input goes, and what to do about files that are there already."""
 
 from __future__ import annotations
 
+import glob
 import logging
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from allosr2.cli.console import describe, errors_console
 from allosr2.errors import AlloSR2Error, ConfigError
+from allosr2.pipeline import Job, Outcome
 
 logger = logging.getLogger(__name__)
 
+STREAM = Path("-")
+"""As an input stdin, as the output stdout."""
+
+SUFFIX_OF_FORMAT = {
+    "png": ".png",
+    "jpeg": ".jpg",
+    "webp": ".webp",
+    "tiff": ".tif",
+    "bmp": ".bmp",
+    "avif": ".avif",
+}
+Format = Literal["png", "jpeg", "webp", "tiff", "bmp", "avif", "same"]
+Existing = Literal["skip", "overwrite", "error"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Naming:
+    """How results are called."""
+
+    format: Format | None = None
+    """What their suffixes say; None is PNG in folders, and for a single file what its target says."""
+    suffix: str = ""
+    """Put behind each stem: "_x4" makes `a_x4.png` of `a.png`."""
+    recursive: bool = False
+    """Read folders with the folders inside them, and write the same tree."""
+
+    def __post_init__(self) -> None:
+        if "/" in self.suffix or "\\" in self.suffix:
+            raise ConfigError(f"--suffix is {self.suffix}: use no slash, such as _x4")
+
+    def name(self, source: Path) -> str:
+        """The file name of a source's result in a folder."""
+        kept = source.suffix if self.format == "same" else SUFFIX_OF_FORMAT[self.format or "png"]
+        return f"{source.stem}{self.suffix}{kept}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """Everything to do, in the order of the inputs."""
+
+    jobs: tuple[Job, ...]
+    folder: Path | None
+    """The folder that receives the results of several inputs; None for a single file and for stdout."""
+
+
+def plan_jobs(
+    inputs: Sequence[Path],
+    output: Path,
+    naming: Naming | None = None,
+    is_result: Callable[[Path], bool] | None = None,
+) -> Plan:
+    """Give each input its target.
+
+    An input is a file, a folder, a pattern such as `photos/*.jpg`, or `-`, which is stdin. A single file
+    goes to the file `output`, or into `output` if that is a folder, or to stdout if it is `-`; everything
+    else goes into the folder `output`. Hidden files are left out, links to folders are not followed,
+    and what lies in `output` is no input, if `output` lies in a folder that is read. An input that is
+    named twice is done once.
+
+    Args:
+        inputs: one or more.
+        output: a file, a folder that need not exist, or `-`.
+        naming: how results are called.
+        is_result: whether an image beside its own results is one of them, and so no input.
+
+    Raises:
+        ConfigError: for a folder or a pattern without images, results that would share a name or
+            replace an input, and an output that cannot hold them.
+        ImageError: for a folder that cannot be read.
+    """
+    naming = naming or Naming()
+    names = _names(inputs, naming, lambda folder: _images(folder, naming, output, is_result))
+    first = next(iter(names))
+    several = len(inputs) > 1 or len(names) > 1 or inputs[0].is_dir()
+    if output == STREAM:
+        if several:
+            raise ConfigError("--output is -: stdout takes one image; name a folder for several")
+        return Plan(jobs=(Job(source=_file_or_stream(first), target=None),), folder=None)
+    if not output.is_dir():
+        if several and _suffix_known(output):
+            count = f"{len(names)} images" if len(names) > 1 else "the images of a folder"
+            raise ConfigError(f"--output is {output}: {count} need a folder; name one")
+        if not several and (_suffix_known(output) or not _is_pattern(inputs[0])):
+            _check_file(output, naming)
+            return Plan(jobs=_checked({first: output}), folder=None)
+    targets = {source: output / name for source, name in names.items()}
+    return Plan(jobs=_checked(targets), folder=output if several else None)
+
 
 def plan(inputs: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
-    """Pair each input file with its target.
+    """Pair each input file with its target, for verbs that know no streams; else as `plan_jobs`."""
+    if STREAM in (*inputs, output):
+        raise ConfigError("- (stdin or stdout) is for `upscale`; name a file or a folder")
+    jobs = plan_jobs(inputs, output).jobs
+    return [(job.source, job.target) for job in jobs if job.source and job.target]
 
-    One file goes to the file `output`, or under its own name into `output` if that is a folder. Several
-    files, or the images of one folder, go into the folder `output` as PNG.
 
-    Raises ConfigError if two results would share a name or one would replace an input, ImageError for
-    a folder that cannot be read.
+def sort_out(
+    jobs: Iterable[Job], existing: Existing, is_done: Callable[[Path, Path], bool]
+) -> tuple[list[Job], list[Outcome]]:
+    """The jobs that are to be done, and outcomes of those that are passed over.
+
+    Args:
+        jobs: all of them.
+        existing: what to do about a target that exists: pass it over, replace it, or refuse the run.
+        is_done: whether a target is what the run would make of a source; it is always passed over.
+
+    Raises:
+        ConfigError: naming the first target that exists, if that is refused.
     """
-    from allosr2.imaging.io import FORMAT_OF_SUFFIX, find_images
+    to_do: list[Job] = []
+    passed_over: list[Outcome] = []
+    in_the_way: list[Path] = []
+    for job in jobs:
+        source, target = job.source, job.target
+        if target is None or not os.path.lexists(target):
+            to_do.append(job)
+        elif source is not None and is_done(source, target):
+            passed_over.append(Outcome(job=job, status="skipped", notes=("done before",)))
+        elif existing == "skip":
+            passed_over.append(Outcome(job=job, status="skipped", notes=("exists",)))
+        else:
+            in_the_way.append(target)
+            to_do.append(job)
+    if in_the_way and existing == "error":
+        others = f" and {len(in_the_way) - 1} more" if len(in_the_way) > 1 else ""
+        raise ConfigError(
+            f"{in_the_way[0]}{others} would be replaced; add --existing overwrite to replace what exists, "
+            "or --existing skip to keep it"
+        )
+    return to_do, passed_over
 
-    folders = [path for path in inputs if path.is_dir()]
-    if folders and len(inputs) > 1:
-        raise ConfigError(f"{folders[0]} is a folder: name one folder alone, or files")
-    sources = find_images(folders[0]) if folders else list(inputs)
-    if not sources:
-        raise ConfigError(f"{inputs[0]} holds no image; name a folder with images")
-    if not folders and len(sources) == 1 and not output.is_dir():
-        pairs = [(sources[0], output)]
-    elif output.suffix.lower() in FORMAT_OF_SUFFIX and not output.is_dir():
-        raise ConfigError(f"--output is {output}: {_count(sources)} need a folder; name one")
-    else:
-        pairs = [(source, output / f"{source.stem}.png") for source in sources]
-    _refuse_collisions(pairs)
-    return pairs
+
+def make_folder(folder: Path) -> None:
+    """Make the folder that receives results. Raises ConfigError if it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--output: {folder} cannot be made ({error.strerror}); choose another folder"
+        ) from error
+
+
+def list_failures(failures: Sequence[tuple[str, Exception]]) -> int:
+    """Say what failed, a line each; returns the exit code: 0, or the first failure's."""
+    for name, error in failures:
+        reason = describe(error)
+        named = reason if name in reason else f"{name}: {reason}"
+        errors_console().print(f"allosr2: error: {named}")
+    if not failures:
+        return 0
+    first = failures[0][1]
+    return first.exit_code if isinstance(first, AlloSR2Error) else 1
 
 
 def for_each(pairs: Sequence[tuple[Path, Path]], work: Callable[[Path, Path], None]) -> int:
@@ -44,45 +176,128 @@ def for_each(pairs: Sequence[tuple[Path, Path]], work: Callable[[Path, Path], No
 
     Returns the exit code: 0, or the first failure's. Raises ConfigError if the folder cannot be made.
     """
-    folder = pairs[0][1].parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"--output: {folder} cannot be made ({error.strerror}); choose another folder"
-        ) from error
-    failures: list[tuple[Path, Exception]] = []
+    make_folder(pairs[0][1].parent)
+    failures: list[tuple[str, Exception]] = []
     for source, target in pairs:
         try:
             work(source, target)
         except Exception as error:  # whatever one file does, the others are still wanted
             logger.debug("%s failed", source, exc_info=True)
-            failures.append((source, error))
-    if not failures:
-        return 0
-    for source, error in failures:
-        reason = describe(error)
-        named = reason if str(source) in reason else f"{source}: {reason}"
-        errors_console().print(f"allosr2: error: {named}")
-    if len(pairs) > 1:
+            failures.append((str(source), error))
+    exit_code = list_failures(failures)
+    if failures and len(pairs) > 1:
         errors_console().print(f"allosr2: {len(pairs) - len(failures)} of {len(pairs)} images done")
-    first = failures[0][1]
-    return first.exit_code if isinstance(first, AlloSR2Error) else 1
+    return exit_code
 
 
-def _refuse_collisions(pairs: Sequence[tuple[Path, Path]]) -> None:
-    inputs = {source.resolve() for source, _ in pairs}
-    source_of: dict[Path, Path] = {}
-    for source, target in pairs:
-        if target.resolve() in inputs:
-            raise ConfigError(f"--output: {target} would replace an input; choose another folder")
-        if target in source_of:
+def _names(
+    inputs: Sequence[Path], naming: Naming, images_of: Callable[[Path], list[Path]]
+) -> dict[Path, Path]:
+    """Each source, and where its result goes in a folder; one named twice keeps its first place."""
+    names: dict[Path, Path] = {}
+    for path in inputs:
+        for source in _expand(path):
+            if source.is_dir():
+                for image in images_of(source):
+                    name = image.relative_to(source).with_name(naming.name(image))
+                    names.setdefault(image, name)
+            else:
+                named = Path("stdin.png") if source == STREAM else source
+                names.setdefault(source, Path(naming.name(named)))
+    return names
+
+
+def _expand(path: Path) -> Iterator[Path]:
+    """What a pattern stands for; anything that exists, or is no pattern, stands for itself."""
+    if not _is_pattern(path):
+        yield path
+        return
+    found = sorted(Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207 - absolute ones too
+    if not found:
+        raise ConfigError(f"{path} matches no file; check the pattern")
+    # what a pattern such as `photos/*` takes in beside images was not asked for by name
+    images = [match for match in found if _suffix_known(match)]
+    if not images:
+        raise ConfigError(f"{path} matches no image; check the pattern")
+    yield from images
+
+
+def _is_pattern(path: Path) -> bool:
+    return glob.has_magic(str(path)) and not path.exists()
+
+
+def _images(
+    folder: Path, naming: Naming, output: Path, is_result: Callable[[Path], bool] | None
+) -> list[Path]:
+    """The images of a folder, without results: those in an output folder inside it, and known ones."""
+    from allosr2.imaging.io import find_images
+
+    results = output.resolve()
+    inside = results.is_relative_to(folder.resolve()) and results != folder.resolve()
+    images = [
+        image
+        for image in find_images(folder, recursive=naming.recursive)
+        if not (inside and image.resolve().is_relative_to(results))
+        and not (is_result and is_result(image))
+    ]
+    if not images:
+        remedy = (
+            "name a folder with images"
+            if naming.recursive
+            else "name another, or add -r for folders in it"
+        )
+        raise ConfigError(f"{folder} holds no image; {remedy}")
+    return images
+
+
+def _suffix_known(path: Path) -> bool:
+    from allosr2.imaging.io import FORMAT_OF_SUFFIX
+
+    return path.suffix.lower() in FORMAT_OF_SUFFIX
+
+
+def _check_file(output: Path, naming: Naming) -> None:
+    """Refuse what contradicts the name of a single target."""
+    from allosr2.imaging.io import FORMAT_OF_SUFFIX
+
+    if naming.suffix:
+        raise ConfigError(
+            f"--suffix is {naming.suffix}, but --output is the whole name {output}; leave --suffix out"
+        )
+    named, asked = FORMAT_OF_SUFFIX.get(output.suffix.lower()), naming.format
+    if asked not in (None, "same") and named not in (None, asked.upper()):
+        raise ConfigError(f"--format is {asked}, but --output is {output}; leave one of them out")
+
+
+def _checked(targets: dict[Path, Path]) -> tuple[Job, ...]:
+    """The jobs, if no result would take another's place or an input's."""
+    inputs = {_identity(source): source for source in targets if source != STREAM}
+    source_of: dict[str, Path] = {}
+    for source, target in targets.items():
+        if target.exists() and _identity(target) in inputs:
             raise ConfigError(
-                f"{source_of[target]} and {source} would both be written to {target}; "
-                "rename one or enlarge them one by one"
+                f"--output: {target} would replace an input; choose another folder, or add --suffix _x4"
             )
-        source_of[target] = source
+        # many disks do not tell A.png from a.png
+        first = source_of.setdefault(str(target).casefold(), source)
+        if first != source:
+            raise ConfigError(
+                f"{first} and {source} would both be written to {target}; rename one, or add "
+                "--format same if their suffixes differ"
+            )
+    return tuple(
+        Job(source=_file_or_stream(source), target=target) for source, target in targets.items()
+    )
 
 
-def _count(sources: Sequence[Path]) -> str:
-    return "the images of a folder" if len(sources) == 1 else f"{len(sources)} images"
+def _identity(path: Path) -> tuple[int, int] | Path:
+    """The same for two names of one file, however they are written."""
+    try:
+        status = path.stat()
+    except OSError:
+        return path
+    return status.st_dev, status.st_ino
+
+
+def _file_or_stream(source: Path) -> Path | None:
+    return None if source == STREAM else source

@@ -2,72 +2,306 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+import sys
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from allosr2.cli.console import console, progress_bar
-from allosr2.cli.files import for_each, plan
+from allosr2.cli.console import abandon_stdout, errors_console
+from allosr2.cli.files import (
+    STREAM,
+    Existing,
+    Format,
+    Naming,
+    Plan,
+    list_failures,
+    make_folder,
+    plan_jobs,
+    sort_out,
+)
+from allosr2.cli.report import (
+    BatchBar,
+    check_report,
+    document,
+    follow,
+    pixels_of_results,
+    summary,
+    write_report,
+)
+from allosr2.cli.train import INTERRUPTED
 from allosr2.errors import ConfigError
+from allosr2.pipeline import Job, Outcome
+
+if TYPE_CHECKING:
+    from allosr2.batch import FileOptions
+    from allosr2.imaging.size import OutputSize
+    from allosr2.manifest import Manifest
+    from allosr2.upscaler import Upscaler
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Upscale:
     """Enlarge images with a model, in one step each.
 
-    Transparency, ICC profile and EXIF are kept. A file that fails is listed at the end and stops no other.
+    Transparency, color profiles and metadata are kept. A file that fails is listed at the end and stops no
+    other. After an interruption the same command goes on where it was.
     """
 
     inputs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Image files, or one folder of them."""
+    """Image files, folders, patterns such as 'photos/*.jpg', or `-` for stdin."""
     output: Path
-    """A file for one input; else a folder, made if need be, that receives PNG files of the same names."""
+    """A file for one input; else a folder, made if need be. `-` writes one image to stdout."""
+    recursive: Annotated[bool, tyro.conf.arg(aliases=["-r"])] = False
+    """Take the folders inside input folders too, and write the same tree."""
+    existing: Existing = "error"
+    """What to do where a result would replace a file: `error` refuses before any work. What an interrupted run
+    of the same command has done is never done again."""
+    dry_run: bool = False
+    """Say what goes where, in what size, time and memory, and stop."""
+    json: Path | None = None
+    """Write a report on every file as JSON into this file; `-` is stdout."""
+
+    format: Format | None = None
+    """File format of the results; without it, a single file's own suffix decides, and folders get PNG."""
+    quality: int | None = None
+    """Quality of lossy formats, from 1 to 100."""
+    suffix: str = ""
+    """Put behind the names of results in a folder: `_x4` makes a_x4.png of a.png."""
+    strip_metadata: bool = False
+    """Leave out EXIF and XMP, with place and camera. Color profiles stay, as colors depend on them."""
+
+    scale: float | None = None
+    """Enlargement factor; without any size the one that the model was trained for (`mini`: 4)."""
+    width: int | None = None
+    """Width of results in pixels; the height follows."""
+    height: int | None = None
+    """Height of results in pixels; the width follows."""
+    max_side: int | None = None
+    """Longer side of results in pixels."""
+    megapixels: float | None = None
+    """Area of results in megapixels."""
+
     model: str = "mini"
     """A model folder (with `allosr2.json`), or `mini`, the model inside the package."""
-    scale: int | None = None
-    """Enlargement factor from 1 to 8; without it the one that the model was trained for (`mini`: 4)."""
     device: str = "auto"
-    """`cpu`, `cuda`, `cuda:1`, or `auto`: CUDA if there is a GPU."""
-    tile: int = 512
-    """Side of a tile in pixels of the result, a multiple of 16; smaller tiles need less memory."""
+    """`cpu`, `cuda`, `cuda:1`, or `auto`: CUDA if there is a GPU. Several share the files: `cuda:0,cuda:1`."""
+    tile: int | Literal["auto"] = "auto"
+    """Largest side of a tile in pixels; smaller ones need less memory. `auto` goes by what is free."""
+    color_fix: Literal["wavelet", "adain", "lab", "none"] = "wavelet"
+    """How results get the colors of their inputs."""
+    color_strength: float = 1.0
+    """How much of that, from 0 to 1."""
+    fidelity: float = 0.0
+    """From 0, as the model was trained, to 1, closer to the input with less detail made up."""
+    jitter: int = 1
+    """Evaluations, moved against each other, whose mean is the result; 2 to 4 wear down a grid."""
     seed: int = 0
     """Seed of PyTorch's generator. The models draw nothing: equal inputs give equal files with any seed."""
+
+    max_megapixels: float = 150
+    """Refuse inputs of more millions of pixels."""
+    max_megabytes: float = 2000
+    """Refuse input files of more millions of bytes."""
+    max_seconds: float = 60
+    """Refuse inputs that take longer to decode."""
+
+
+_BY_MEMORY = ("tile", "overlap", "batch")
+"""Settings of an upscaler that `--tile auto` takes from the memory that happens to be free."""
 
 
 def upscale(config: Upscale) -> int:
     """Enlarge every input; returns the exit code."""
+    _check_streams(config)
+
+    from allosr2.batch import upscale_files
+    from allosr2.manifest import Manifest, key_of
+
+    size, options = _size(config), _options(config)
+    naming = Naming(format=config.format, suffix=config.suffix, recursive=config.recursive)
+    plan = plan_jobs(config.inputs, config.output, naming, Manifest(config.output).is_result)
+    manifest = None if plan.folder is None else Manifest(plan.folder)
+    # what no run has written is in the way whatever the model is: said before one is loaded
+    sort_out(plan.jobs, config.existing, _is_done(manifest))
+
+    asked = {
+        "model": config.model,
+        "device": _devices(config)[0].split(":")[0],
+        "tile": config.tile,
+    }
+    upscalers = _load(config, None if manifest is None else manifest.tile_of(asked))
+    settings = {**upscalers[0].settings, **asdict(size)}
+    settings |= {"quality": config.quality, "strip_metadata": config.strip_metadata}
+    key = key_of({**settings, **dict.fromkeys(_BY_MEMORY), "tile": config.tile})
+    if config.dry_run:
+        from allosr2.cli.forecast import print_forecast
+
+        to_do, passed_over = sort_out(plan.jobs, config.existing, _is_done(manifest, key))
+        return print_forecast(to_do, passed_over, upscalers, size, options.limits)
+
+    def size_of(height: int, width: int) -> tuple[int, int]:
+        return size.of(height, width, upscalers[0].model.config.scale)
+
+    with _held(plan) as manifest:
+        to_do, passed_over = sort_out(plan.jobs, config.existing, _is_done(manifest, key))
+        if manifest is not None:
+            manifest.begin(asked, upscalers[0].settings["tile"])
+        bar = BatchBar(to_do, pixels_of_results(to_do, size_of, options.limits))
+        results = upscale_files(
+            to_do,
+            [upscaler.lane(size) for upscaler in upscalers],
+            options,
+            size_of=size_of,
+            manifest=manifest,
+            key=key,
+            progress=bar.after_tile,
+        )
+        started = time.monotonic()
+        outcomes, interrupted = follow(results, bar, quiet=STREAM in (config.output, config.json))
+        return _conclude(
+            config,
+            plan,
+            _in_order(plan.jobs, [*passed_over, *outcomes]),
+            time.monotonic() - started,
+            settings,
+            interrupted=interrupted,
+        )
+
+
+def _in_order(jobs: Sequence[Job], outcomes: Sequence[Outcome]) -> list[Outcome]:
+    outcome_of = {outcome.job: outcome for outcome in outcomes}
+    return [outcome_of[job] for job in jobs if job in outcome_of]
+
+
+def _conclude(
+    config: Upscale,
+    plan: Plan,
+    outcomes: Sequence[Outcome],
+    seconds: float,
+    settings: Mapping[str, Any],
+    *,
+    interrupted: bool,
+) -> int:
+    """List failures, sum up, write the report; returns the exit code."""
+    if config.json is not None:
+        write_report(config.json, document(outcomes, seconds, settings, interrupted=interrupted))
+    failures = [(outcome.job.name, outcome.error) for outcome in outcomes if outcome.error]
+    if any(isinstance(error, BrokenPipeError) for _, error in failures):
+        abandon_stdout()
+        return 1  # the picture is lost; its reader knows why
+    exit_code = list_failures(failures)
+    line = summary(outcomes, len(plan.jobs), seconds)
+    if interrupted:
+        if plan.folder is None:
+            raise KeyboardInterrupt
+        errors_console().print(f"allosr2: interrupted, {line}; the same command goes on from there")
+        return INTERRUPTED
+    if len(plan.jobs) > 1:
+        errors_console().print(f"allosr2: {line}")
+    elif outcomes[0].status == "skipped":
+        logger.info("%s: skipped, %s", outcomes[0].job.target, outcomes[0].notes[0])
+    return exit_code
+
+
+def _check_streams(config: Upscale) -> None:
     if not config.inputs:
         raise ConfigError("no input; name image files or a folder of them")
-    pairs = plan(config.inputs, config.output)
+    check_report(config.json)
+    if config.output == STREAM:
+        if config.json == STREAM:
+            raise ConfigError("--output and --json are both -: stdout takes one; give one a file")
+        if sys.stdout.isatty() and not config.dry_run:
+            raise ConfigError("--output is -, a terminal here; lead stdout into a file or pipe")
 
+
+def _size(config: Upscale) -> OutputSize:
+    from allosr2.imaging.size import OutputSize
+
+    return OutputSize(
+        scale=config.scale,
+        width=config.width,
+        height=config.height,
+        max_side=config.max_side,
+        megapixels=config.megapixels,
+    )
+
+
+def _options(config: Upscale) -> FileOptions:
+    from allosr2.batch import FileOptions
+    from allosr2.imaging.io import Limits
+
+    return FileOptions(
+        file_format=config.format if config.format in (None, "same") else config.format.upper(),
+        quality=config.quality,
+        strip_metadata=config.strip_metadata,
+        limits=Limits(
+            pixels=round(config.max_megapixels * 1e6),
+            bytes=round(config.max_megabytes * 1e6),
+            seconds=config.max_seconds,
+        ),
+    )
+
+
+def _devices(config: Upscale) -> list[str]:
+    devices = config.device.split(",")
+    if len({device.split(":")[0] for device in devices}) > 1:
+        # they compute in different precision: who happened to take a file would show in it
+        raise ConfigError(f"--device is {config.device}: name one kind, as cuda:0,cuda:1")
+    return devices
+
+
+def _load(config: Upscale, recorded_tile: int | None) -> list[Upscaler]:
+    """An upscaler a device; with `--tile auto` all take the tile of an earlier run, or else the first's."""
     import torch
 
     from allosr2.upscaler import Upscaler
 
     torch.manual_seed(config.seed)
-    upscaler = Upscaler.from_pretrained(config.model, device=config.device, tile=config.tile)
-    scale = upscaler.resolve_scale(config.scale)
-    written: list[Path] = []
-    with progress_bar() as bar:
-        files = bar.add_task(f"{len(pairs)} images", total=len(pairs), visible=len(pairs) > 1)
-        tiles = bar.add_task("", total=None)
+    tile = config.tile
+    if tile == "auto" and recorded_tile is not None:
+        tile = recorded_tile
+    upscalers: list[Upscaler] = []
+    for device in _devices(config):
+        upscaler = Upscaler.from_pretrained(
+            config.model,
+            device=device,
+            tile=tile,
+            color_fix=config.color_fix,
+            color_strength=config.color_strength,
+            fidelity=config.fidelity,
+            jitter=config.jitter,
+        )
+        upscalers.append(upscaler)
+        tile = upscaler.settings["tile"]
+    return upscalers
 
-        def enlarge(source: Path, target: Path) -> None:
-            bar.reset(tiles, description=source.name, total=None)
-            try:
-                upscaler.upscale_file(
-                    source,
-                    target,
-                    scale,
-                    progress=lambda done, total: bar.update(tiles, completed=done, total=total),
-                )
-            finally:
-                bar.advance(files)
-            written.append(target)
 
-        exit_code = for_each(pairs, enlarge)
-    for target in written:
-        console().print(str(target))
-    return exit_code
+def _is_done(manifest: Manifest | None, key: str | None = None) -> Callable[[Path, Path], bool]:
+    if manifest is None:
+        return lambda source, target: False  # noqa: ARG005 - a single file keeps no record
+    return partial(manifest.is_done, key=key)
+
+
+@contextmanager
+def _held(plan: Plan) -> Generator[Manifest | None]:
+    """Make the folder of the results and hold it, with its manifest, which a single file does without."""
+    from allosr2.manifest import Manifest, locked
+
+    parents = {job.target.parent for job in plan.jobs if job.target}
+    if plan.folder is None:
+        for parent in parents:
+            make_folder(parent)
+        yield None
+        return
+    make_folder(plan.folder)
+    with locked(plan.folder, parents):
+        yield Manifest(plan.folder)

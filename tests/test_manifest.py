@@ -1,0 +1,173 @@
+"""The record of a folder's results: what counts as done, what does not, and what a kill leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from allosr2.errors import ConfigError
+from allosr2.manifest import MANIFEST, Manifest, key_of, locked
+
+KEY = key_of({"scale": 4, "weights": "w"})
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    (tmp_path / "lr.png").write_bytes(b"source")
+    return tmp_path / "lr.png"
+
+
+@pytest.fixture
+def target(tmp_path) -> Path:
+    (tmp_path / "sr" / "deep").mkdir(parents=True)
+    return tmp_path / "sr" / "deep" / "lr.png"
+
+
+def write(manifest: Manifest, source: Path, target: Path, content: bytes = b"result") -> None:
+    """What a run does for one file."""
+    manifest.see(source)
+    partial = target.with_name(".allosr2-0.part")
+    partial.write_bytes(content)
+    manifest.record(source, target, partial, KEY)
+    partial.replace(target)
+
+
+def is_done(folder: Path, source: Path, target: Path, key: str | None = KEY) -> bool:
+    return Manifest(folder).is_done(source, target, key)
+
+
+def test_a_recorded_result_is_done(source, target, tmp_path):
+    folder = tmp_path / "sr"
+    assert not is_done(folder, source, target)
+    write(Manifest(folder), source, target)
+    assert is_done(folder, source, target)
+    assert is_done(folder, source, target, key=None)
+    assert Manifest(folder).is_result(target)
+    (line,) = (folder / MANIFEST).read_text().splitlines()
+    assert json.loads(line)["target"] == "deep/lr.png"
+
+
+def test_a_kill_between_record_and_rename(source, target, tmp_path):
+    manifest = Manifest(tmp_path / "sr")
+    manifest.see(source)
+    partial = target.with_name(".allosr2-0.part")
+    partial.write_bytes(b"result")
+    manifest.record(source, target, partial, KEY)
+    assert not is_done(tmp_path / "sr", source, target)
+    target.write_bytes(b"an older file")
+    assert not is_done(tmp_path / "sr", source, target)
+
+
+def test_what_undoes_a_result(source, target, tmp_path):
+    folder = tmp_path / "sr"
+    write(Manifest(folder), source, target)
+    assert not is_done(folder, source, target, key_of({"scale": 2, "weights": "w"}))
+
+    other = source.with_name("other.png")
+    os.link(source, other)  # the same size and time under another name
+    assert not is_done(folder, other, target)
+
+    was = target.stat().st_mtime_ns
+    os.utime(target, ns=(was, was + 1))
+    assert not is_done(folder, source, target)
+    assert not Manifest(folder).is_result(target)
+    os.utime(target, ns=(was, was))
+    assert is_done(folder, source, target)
+
+    was = source.stat().st_mtime_ns
+    os.utime(source, ns=(was, was + 1))
+    assert not is_done(folder, source, target)
+    os.utime(source, ns=(was, was))
+    source.write_bytes(b"longer source")
+    os.utime(source, ns=(was, was))
+    assert not is_done(folder, source, target)
+    source.unlink()
+    assert not is_done(folder, source, target)
+
+
+def test_a_source_that_changes_while_it_is_read(source, target, tmp_path):
+    manifest = Manifest(tmp_path / "sr")
+    manifest.see(source)
+    source.write_bytes(b"changed meanwhile")
+    partial = target.with_name(".allosr2-0.part")
+    partial.write_bytes(b"result of the old source")
+    manifest.record(source, target, partial, KEY)
+    partial.replace(target)
+    assert not is_done(tmp_path / "sr", source, target)
+
+
+def test_the_newest_entry_counts(source, target, tmp_path):
+    folder = tmp_path / "sr"
+    write(Manifest(folder), source, target, b"first")
+    write(Manifest(folder), source, target, b"second result")
+    assert is_done(folder, source, target)
+    assert len((folder / MANIFEST).read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("kept", [1, 20, -1])
+def test_a_torn_last_line(source, target, tmp_path, kept):
+    folder = tmp_path / "sr"
+    write(Manifest(folder), source, target)
+    path = folder / MANIFEST
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[:kept])
+    assert is_done(folder, source, target)
+    target.unlink()
+    write(Manifest(folder), source, target, b"again")  # does not grow together with the torn line
+    assert is_done(folder, source, target)
+
+
+@pytest.mark.parametrize("line", [b"\xff\xfe\n", b"[1, 2]\n", b'{"target": 3}\n', b"null\n", b"\n"])
+def test_lines_that_are_no_entries(source, target, tmp_path, line):
+    folder = tmp_path / "sr"
+    (folder / MANIFEST).write_bytes(line)
+    write(Manifest(folder), source, target)
+    assert is_done(folder, source, target)
+
+
+def test_names_that_are_no_utf_8(source, tmp_path):
+    folder = tmp_path / "sr"
+    folder.mkdir()
+    target = folder / os.fsdecode(b"\xe4.png")
+    write(Manifest(folder), source, target)
+    assert is_done(folder, source, target)
+
+
+def test_the_tile_of_the_newest_run(tmp_path):
+    asked = {"model": "mini", "tile": "auto"}
+    assert Manifest(tmp_path).tile_of(asked) is None
+    for tile in (512, 512, 768):
+        Manifest(tmp_path).begin(asked, tile)
+    assert len((tmp_path / MANIFEST).read_text().splitlines()) == 2
+    assert Manifest(tmp_path).tile_of(asked) == 768
+    assert Manifest(tmp_path).tile_of(asked | {"model": "other"}) is None
+
+
+def test_keys():
+    assert key_of({"a": 1, "b": None}) == key_of({"b": None, "a": 1})
+    assert key_of({"a": 1}) != key_of({"a": 2})
+
+
+def test_one_run_a_folder(tmp_path):
+    with (
+        locked(tmp_path),
+        pytest.raises(ConfigError, match=r"another run is writing into .*; wait for it"),
+        locked(tmp_path),
+    ):
+        pass
+    with locked(tmp_path):
+        pass
+
+
+def test_partial_files_are_cleared_away(tmp_path):
+    deep = tmp_path / "deep"
+    deep.mkdir()
+    for folder in (tmp_path, deep):
+        (folder / ".allosr2-12.part").touch()
+        (folder / "photo.part").touch()
+    with locked(tmp_path, [deep, tmp_path / "not made yet"]):
+        left = sorted(path.name for path in tmp_path.rglob("*.part"))
+    assert left == ["photo.part", "photo.part"]
