@@ -14,12 +14,14 @@ export OMP_WAIT_POLICY := PASSIVE
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format clean
+.PHONY: help install demo test fuzz kills lint format clean
 
 help:
 	@echo "make demo     enlarge sample photographs into demo/"
 	@echo "make install  .venv with everything that development needs"
 	@echo "make test     run the tests"
+	@echo "make fuzz     read Pillow's broken test images and 10,000 damaged files (PILLOW=folder of them)"
+	@echo "make kills    kill a folder run 50 times and compare what it comes to"
 	@echo "make lint     check format, style, import directions and types"
 	@echo "make format   format the code and repair what ruff can repair"
 	@echo "make clean    remove what was built, but .venv"
@@ -31,6 +33,20 @@ demo: .venv/.demo
 
 test: .venv/.dev
 	$(BIN)/python -m pytest
+
+# Pillow's source distribution of the tested version holds the images, its wheel does not.
+PILLOW_VERSION := $(shell sed -n 's/^pillow==//p' constraints.txt)
+PILLOW ?= build/pillow-$(PILLOW_VERSION)/Tests/images
+
+fuzz: .venv/.dev $(PILLOW)
+	$(BIN)/python tests/imaging/malformed.py --pillow $(PILLOW)
+
+build/pillow-$(PILLOW_VERSION)/Tests/images:
+	$(BIN)/python -m pip download --no-deps --no-binary :all: --dest build pillow==$(PILLOW_VERSION)
+	tar --extract --gzip --file build/pillow-$(PILLOW_VERSION).tar.gz --directory build
+
+kills: .venv/.dev
+	$(BIN)/python -m pytest -m slow tests/cli/test_kill.py --log-cli-level=INFO
 
 lint: .venv/.dev
 	$(BIN)/ruff format --check
