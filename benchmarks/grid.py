@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from allosr2 import Upscaler
-from allosr2.imaging.io import find_images, image_from_any, read_image, to_array
+from allosr2.imaging.io import find_images, image_from_any, read_rgb, to_array
 from allosr2.imaging.quality import grid_contrast, luma
 from allosr2.losses.grid import GRID_PERIOD
 from allosr2.model import load_frozen_codec
@@ -43,8 +43,8 @@ def main(options: Options) -> None:
     codec = load_frozen_codec(options.model)
     rows: dict[str, list[Tensor]] = {"HR": [], "codec alone": [], options.model: []}
     for path in find_images(options.pairs / "hr")[:: options.every]:
-        hr = image_from_any(read_image(path)[0])
-        lr = image_from_any(read_image(options.pairs / "lr" / path.name)[0])
+        hr = image_from_any(read_rgb(path))
+        lr = image_from_any(read_rgb(options.pairs / "lr" / path.name))
         results = (hr, codec.decode(codec.encode(hr)), upscaler(lr))
         for row, image in zip(rows.values(), results, strict=True):
             row.append(_harmonics(image_from_any(to_array(image.clamp(0, 1)))))

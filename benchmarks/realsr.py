@@ -25,13 +25,13 @@ from torch import Tensor
 
 from allosr2 import Upscaler
 from allosr2.imaging.io import (
-    ImageMetadata,
     find_images,
     image_from_any,
-    read_image,
+    read_rgb,
     to_array,
     write_image,
 )
+from allosr2.imaging.picture import Picture
 from allosr2.imaging.quality import periodicity, psnr_y, ssim_y
 from allosr2.imaging.resize import enlarge
 from allosr2.losses.perceptual import LPIPS
@@ -71,8 +71,8 @@ def main(options: Options) -> None:
     paths = find_images(options.pairs / "hr")[: options.limit]
     upscaler(torch.rand(1, 3, 128, 128))  # the first call pays for memory and kernel choice
     for path in paths:
-        hr = image_from_any(read_image(path)[0])
-        lr = image_from_any(read_image(options.pairs / "lr" / path.name)[0])
+        hr = image_from_any(read_rgb(path))
+        lr = image_from_any(read_rgb(options.pairs / "lr" / path.name))
         bicubic = enlarge(lr, 4)
         for method, enlarge_by in (*methods.items(), ("HR", lambda _, __, hr=hr: hr)):
             started = time.perf_counter()
@@ -96,7 +96,7 @@ def main(options: Options) -> None:
             )
             if options.output and method == options.model:
                 options.output.mkdir(parents=True, exist_ok=True)
-                write_image(options.output / path.name, to_array(sr), ImageMetadata())
+                write_image(options.output / path.name, Picture(color=to_array(sr)))
     if options.output:
         with (options.output / "per_image.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])
@@ -113,7 +113,7 @@ def main(options: Options) -> None:
 
 
 def _read(path: Path) -> Float[Tensor, "1 3 h w"] | None:
-    return image_from_any(read_image(path)[0]) if path.is_file() else None
+    return image_from_any(read_rgb(path)) if path.is_file() else None
 
 
 def _published(path: Path, names: set[str]) -> str:
