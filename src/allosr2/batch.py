@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -19,7 +19,8 @@ from allosr2.imaging.io import (
     read_image,
     write_image,
 )
-from allosr2.imaging.picture import Metadata, Picture
+from allosr2.imaging.picture import Picture
+from allosr2.imaging.profiles import without_metadata
 from allosr2.manifest import Manifest
 from allosr2.pipeline import Job, Lane, Outcome, Written, run
 
@@ -36,7 +37,7 @@ class FileOptions:
     quality: int | None = None
     """Of lossy formats, from 1 to 100; None is the format's default."""
     strip_metadata: bool = False
-    """Leave out EXIF and XMP. The ICC profile stays: the colors would be others without it."""
+    """Leave out EXIF, XMP and the ICC profile, by which the colors are converted to sRGB."""
     limits: Limits = field(default_factory=Limits)
     """What a file may ask of the machine when it is read."""
 
@@ -90,8 +91,7 @@ def upscale_files(
         source = sys.stdin.buffer if job.source is None else job.source
         picture = read_image(source, options.limits)
         if options.strip_metadata:
-            kept = Metadata(icc_profile=picture.metadata.icc_profile)
-            picture = replace(picture, metadata=kept)
+            picture = without_metadata(picture)
         if job.target is not None:
             with suppress(OSError):  # so does checking the target
                 job.target.parent.mkdir(parents=True, exist_ok=True)

@@ -242,12 +242,12 @@ def test_a_dry_run(run, photos, tmp_path, tiny_model):
     first, second, last = results.splitlines()
     target = tmp_path / "sr" / "a.png"
     plan = Upscaler.from_pretrained(tiny_model, device="cpu", tile=32).plan(6, 9, OutputSize())
-    tiles = f"{plan.tiles} x {plan.tile[1]} x {plan.tile[0]} px"
     assert plan.tiles > 1
-    expected = rf"{photos}/a\.png 9 x 6 -> {target} 36 x 24: {tiles}, \d+\.\d GB, about \d+ s"
+    expected = rf"{photos}/a\.png -> {target}: 36 x 24 px, {plan.tiles} tiles, \d+\.\d GB, \d+ s"
     assert re.fullmatch(expected, first)
     assert second == f"{photos}/c.png -> {tmp_path}/sr/c.png: skipped, exists"
-    assert last.startswith("1 to do, 1 skipped, 1 unreadable: 0.0 MP")
+    most = f"in tiles of {plan.tile[1]} x {plan.tile[0]} px at most"
+    assert last.startswith(f"1 to do, 1 skipped, 1 unreadable: 0.0 MP {most}, ")
     assert [path.name for path in (tmp_path / "sr").iterdir()] == ["c.png"]
 
     assert run(photos / "a.png", "--output", tmp_path / "none" / "a.png", "--dry-run")[0] == 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,20 +18,10 @@ from allosr2.imaging.size import OutputSize
 from allosr2.pipeline import Job, Outcome
 
 if TYPE_CHECKING:
-    from allosr2.upscaler import Upscaler
+    from allosr2.upscaler import Plan, Upscaler
 
 QUICK = 5.0
 """Seconds; a first tile that takes no longer is made again, as the first one warms up as well."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Forecast:
-    job: Job
-    input_size: tuple[int, int]
-    output_size: tuple[int, int]
-    tiles: int
-    tile: tuple[int, int]
-    bytes: int
 
 
 def print_forecast(
@@ -47,7 +36,7 @@ def print_forecast(
     Returns the exit code: 0, or that of the first image that cannot be read.
     """
     upscaler = upscalers[0]
-    forecasts: list[_Forecast] = []
+    plans: list[tuple[Job, Plan]] = []
     failures: list[tuple[str, Exception]] = []
     for job in to_do:
         if job.source is None:
@@ -59,39 +48,30 @@ def print_forecast(
         except AlloSR2Error as error:
             failures.append((job.name, error))
             continue
-        forecasts.append(
-            _Forecast(
-                job=job,
-                input_size=(height, width),
-                output_size=plan.size,
-                tiles=plan.tiles,
-                tile=plan.tile,
-                bytes=plan.bytes,
-            )
-        )
-    largest = max((forecast.tile for forecast in forecasts), key=math.prod, default=None)
+        plans.append((job, plan))
+    largest = max((plan.tile for _, plan in plans), key=math.prod, default=None)
     # by area, as images smaller than a tile are one small tile each
     rate = _seconds_a_pixel(upscaler, largest) if largest else 0.0
     total = 0.0
-    for forecast in forecasts:
-        seconds = forecast.tiles * math.prod(forecast.tile) * rate
+    for job, plan in plans:
+        seconds = plan.tiles * math.prod(plan.tile) * rate
         total += seconds
         console().print(
-            f"{forecast.job.name} {_pixels(forecast.input_size)} -> {_target(forecast.job)} "
-            f"{_pixels(forecast.output_size)}: {forecast.tiles} x {_pixels(forecast.tile)} px, "
-            f"{forecast.bytes / 1e9:.1f} GB, about {_duration(seconds)}"
+            f"{job.name} -> {_target(job)}: {_pixels(plan.size)} px, "
+            f"{plan.tiles} tile{'s' * (plan.tiles > 1)}, {plan.bytes / 1e9:.1f} GB, {_duration(seconds)}"
         )
     for outcome in passed_over:
         console().print(
             f"{outcome.job.name} -> {_target(outcome.job)}: skipped, {outcome.notes[0]}"
         )
     exit_code = list_failures(failures)
-    megapixels = sum(math.prod(forecast.output_size) for forecast in forecasts) / 1e6
-    peak = max((forecast.bytes for forecast in forecasts), default=0) / 1e9
+    tiles = f" in tiles of {_pixels(largest)} px at most" if largest else ""
+    megapixels = sum(math.prod(plan.size) for _, plan in plans) / 1e6
+    peak = max((plan.bytes for _, plan in plans), default=0) / 1e9
     console().print(
         f"{len(to_do) - len(failures)} to do, {len(passed_over)} skipped, {len(failures)} unreadable: "
-        f"{megapixels:.1f} MP, {peak:.1f} GB on the device at the peak, "
-        f"about {_duration(total / len(upscalers))}"
+        f"{megapixels:.1f} MP{tiles}, "
+        f"{peak:.1f} GB on the device at the peak, about {_duration(total / len(upscalers))}"
     )
     return exit_code
 

@@ -77,7 +77,7 @@ class Upscale:
     suffix: str = ""
     """Put behind the names of results in a folder: `_x4` makes a_x4.png of a.png."""
     strip_metadata: bool = False
-    """Leave out EXIF and XMP, with place and camera. Color profiles stay, as colors depend on them."""
+    """Leave out EXIF, XMP (place, camera, ...) and color profiles; colors are converted to sRGB first."""
 
     scale: float | None = None
     """Enlargement factor; without any size the one that the model was trained for (`mini`: 4)."""
@@ -96,6 +96,8 @@ class Upscale:
     """`cpu`, `cuda`, `cuda:1`, or `auto`: CUDA if there is a GPU. Several share the files: `cuda:0,cuda:1`."""
     tile: int | Literal["auto"] = "auto"
     """Largest side of a tile in pixels; smaller ones need less memory. `auto` goes by what is free."""
+    overlap: int | None = None
+    """Least pixels that neighboring tiles share; without it a ninth of a tile."""
     color_fix: Literal["wavelet", "adain", "lab", "none"] = "wavelet"
     """How results get the colors of their inputs."""
     color_strength: float = 1.0
@@ -113,10 +115,6 @@ class Upscale:
     """Refuse input files of more millions of bytes."""
     max_seconds: float = 60
     """Refuse inputs that take longer to decode."""
-
-
-_BY_MEMORY = ("tile", "overlap", "batch")
-"""Settings of an upscaler that `--tile auto` takes from the memory that happens to be free."""
 
 
 def upscale(config: Upscale) -> int:
@@ -141,7 +139,9 @@ def upscale(config: Upscale) -> int:
     upscalers = _load(config, None if manifest is None else manifest.tile_of(asked))
     settings = {**upscalers[0].settings, **asdict(size)}
     settings |= {"quality": config.quality, "strip_metadata": config.strip_metadata}
-    key = key_of({**settings, **dict.fromkeys(_BY_MEMORY), "tile": config.tile})
+    # not what `--tile auto` came to, which depends on the memory that happens to be free
+    asked_tiles = {"tile": config.tile, "overlap": config.overlap, "batch": None}
+    key = key_of({**settings, **asked_tiles})
     if config.dry_run:
         from allosr2.cli.forecast import print_forecast
 
@@ -275,6 +275,7 @@ def _load(config: Upscale, recorded_tile: int | None) -> list[Upscaler]:
             config.model,
             device=device,
             tile=tile,
+            overlap=config.overlap,
             color_fix=config.color_fix,
             color_strength=config.color_strength,
             fidelity=config.fidelity,

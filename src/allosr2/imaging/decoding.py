@@ -17,6 +17,7 @@ from allosr2.imaging.formats import FORMATS, sniff
 from allosr2.imaging.limits import Limits, check_pixels
 from allosr2.imaging.picture import Metadata, Picture
 from allosr2.imaging.pillow import Levels
+from allosr2.imaging.profiles import inks_to_srgb
 
 HEAD_BYTES = 32
 """As many bytes of a file tell its format."""
@@ -256,7 +257,7 @@ def _upright(stored: _Stored, file_format: str) -> Picture:
     if stored.frames > 1:
         notes.append(f"the first of {stored.frames} frames")
     if color.shape[2] == 4:
-        color, note = _from_inks(color, icc_profile)
+        color, note = inks_to_srgb(color, icc_profile)
         icc_profile = None
         notes.append(note)
     if icc_profile and not metadata.fits(icc_profile, color.shape[2]):
@@ -280,19 +281,6 @@ def _upright(stored: _Stored, file_format: str) -> Picture:
         format=file_format,
         notes=tuple(notes),
     )
-
-
-def _from_inks(inks: np.ndarray, icc_profile: bytes | None) -> tuple[np.ndarray, str]:
-    """CMYK as sRGB, and a note of how."""
-    if not icc_profile:
-        return pillow.inks_to_rgb(inks), "CMYK converted to RGB without a profile"
-    # Without a profile that fits, libvips would go on with one that it has built in.
-    if icc_profile[12:16] + icc_profile[16:20] in (b"prtrCMYK", b"scnrCMYK", b"spacCMYK"):
-        try:
-            return vips.cmyk_to_srgb(inks, icc_profile), "CMYK converted to sRGB by its profile"
-        except vips.Error:
-            pass
-    return pillow.inks_to_rgb(inks), "CMYK converted to RGB: its profile cannot be used"
 
 
 def _unknown(where: str) -> ImageError:

@@ -121,6 +121,24 @@ def straight(color: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return np.minimum(divided, full).astype(color.dtype)
 
 
+def transform_to_srgb(icc_profile: bytes, channels: int) -> ImageCms.ImageCmsTransform | None:
+    """LittleCMS's way from levels of so many channels (gray 1, RGB 3, CMYK 4) to sRGB; None if it has none.
+
+    Relative colorimetric, every level computed: left to itself, LittleCMS takes 33 of gray's.
+    """
+    try:
+        return ImageCms.buildTransform(
+            ImageCms.ImageCmsProfile(io.BytesIO(icc_profile)),
+            ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")),
+            {1: "L", 3: "RGB", 4: "CMYK"}[channels],
+            "RGB",
+            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            flags=ImageCms.Flags.NOOPTIMIZE,
+        )
+    except (ImageCms.PyCMSError, OSError):
+        return None
+
+
 def _lab_to_srgb(image: Image.Image) -> Image.Image:
     converted = ImageCms.profileToProfile(
         image,

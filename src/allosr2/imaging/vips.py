@@ -1,4 +1,4 @@
-"""libvips, which keeps 16 bits: PNG, TIFF and deep AVIF decoded and written, and CMYK by its profile.
+"""libvips, which keeps 16 bits: PNG, TIFF and deep AVIF decoded and written, and colors by their profile.
 
 Nothing else imports pyvips.
 """
@@ -76,15 +76,16 @@ class Opened:
         return _array(image)
 
 
-def cmyk_to_srgb(inks: np.ndarray, icc_profile: bytes) -> np.ndarray:
-    """CMYK `h w 4` of uint8 or uint16, 0 is no ink, as sRGB `h w 3` of the same dtype.
+def to_srgb(levels: np.ndarray, icc_profile: bytes) -> np.ndarray:
+    """RGB or CMYK (0 is no ink) `h w n` of uint8 or uint16 by its profile as sRGB `h w 3` of the same dtype.
 
-    Relative colorimetric with black point compensation. Raises Error for a profile that is
-    damaged or none of CMYK.
+    Relative colorimetric with black point compensation. Raises Error for some damaged profiles.
     """
-    image = _image(inks).copy(interpretation=_CMYK)
-    image.set_type(pyvips.GValue.blob_type, _NAMES["icc_profile"], icc_profile)
-    depth = 8 * inks.dtype.itemsize
+    image = _image(levels)
+    if levels.shape[2] == 4:
+        image = image.copy(interpretation=_CMYK)
+    _describe(image, icc_profile=icc_profile)
+    depth = 8 * levels.dtype.itemsize
     return _array(image.icc_transform("srgb", embedded=True, depth=depth, **_TO_SRGB))
 
 
