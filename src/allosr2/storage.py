@@ -1,12 +1,16 @@
-"""Files, whole or absent; and pickles, which are not read."""
+"""Files, whole or absent, and the names of both; and pickles, which are not read."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+import secrets
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import psutil
 from safetensors.torch import save
 from torch import Tensor
 
@@ -14,6 +18,44 @@ from allosr2.errors import ModelError
 
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
 """Suffixes of files that run code when they are read."""
+
+PARTIAL = re.compile(r"\.allosr2-(?P<process>\d{1,9})-(?P<token>[0-9a-f]+)\.part")
+"""Names of images that are being written: by which process, and what tells them apart."""
+
+_OURS = secrets.token_hex(4)
+"""Begins the tokens of this process: a former one, in a container that is gone, may have had its id."""
+
+
+def partial_of(target: Path) -> Path:
+    """A new name beside an image, hidden, for the time until it is whole."""
+    token = _OURS + secrets.token_hex(4)
+    return target.with_name(f".allosr2-{os.getpid()}-{token}.part")
+
+
+def clear_partials(folders: Iterable[Path]) -> None:
+    """Remove what processes that are gone left half-written in folders, which need not exist.
+
+    What a live process is writing stays, as does what may not be removed. Processes of other machines
+    and containers count as gone.
+    """
+    for folder in folders:
+        for path in folder.glob(".allosr2-*.part"):
+            name = PARTIAL.fullmatch(path.name)
+            if name and not _is_written(int(name["process"]), name["token"]):
+                with suppress(OSError):
+                    path.unlink()
+
+
+def _is_written(process: int, token: str) -> bool:
+    return token.startswith(_OURS) if process == os.getpid() else psutil.pid_exists(process)
+
+
+def located(path: Path) -> Path:
+    """The one name of a file that may be written in several ways: absolute, its folder without links.
+
+    What a link in the last place leads to is another file with a name of its own.
+    """
+    return Path(os.path.realpath(path.parent), path.name)
 
 
 def refuse_pickles(folder: Path, remedy: str, stem: str = "*") -> None:

@@ -3,7 +3,7 @@
     python tests/imaging/malformed.py --pillow DIR [--mutations 10000]
 
 DIR is Pillow's own folder of test images (`Tests/images` of its source distribution), broken ones among
-them. Every file is read whole and, where it can be read, cut at several places; ten small files of our own
+them. Every file is read whole and, where it can be read, cut at several places; small files of our own
 are mutated. A picture out of a file that was cut has to be the picture of the whole file.
 """
 
@@ -22,11 +22,15 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyvips
+import tifffile
 from PIL import ExifTags, Image, ImageCms, features
+
+if TYPE_CHECKING:
+    from allosr2.imaging.picture import Picture
 
 SLOWEST = 10.0
 """Seconds after which a file counts as a hang."""
@@ -48,8 +52,8 @@ def png_chunk(name: bytes, content: bytes, check_sum: int | None = None) -> byte
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", found)
 
 
-def ten_files() -> dict[str, bytes]:
-    """Small files of every format, depth and color, with metadata."""
+def small_files() -> dict[str, bytes]:
+    """Files of every format, depth and color, with metadata."""
     rng = np.random.default_rng(0)
     color = rng.integers(0, 256, (24, 37, 3), dtype=np.uint8)
     smooth = np.asarray(Image.fromarray(color).resize((64, 48), Image.Resampling.BICUBIC))
@@ -72,6 +76,17 @@ def ten_files() -> dict[str, bytes]:
     def vips(levels: np.ndarray, interpretation: str) -> pyvips.Image:
         return pyvips.Image.new_from_array(levels).copy(interpretation=interpretation)
 
+    inks = pyvips.Image.profile_load("cmyk")
+    planes = io.BytesIO()
+    tifffile.imwrite(
+        planes,
+        np.moveaxis(deep, -1, 0),
+        photometric="rgb",
+        planarconfig="separate",
+        extrasamples=["unassalpha"],
+        tile=(16, 16),
+        compression="zlib",
+    )
     return {
         "rgb8.png": pillow(color, "PNG", **beside),
         "palette.png": pillow(color, "PNG", "P", transparency=bytes(range(200))),
@@ -83,6 +98,13 @@ def ten_files() -> dict[str, bytes]:
             compression="lzw", predictor="horizontal", tile=True, tile_width=16, tile_height=16
         ),
         "gray8.tif": pillow(color, "TIFF", "L", tiffinfo={ExifTags.Base.Artist: "x" * 20}),
+        # Pillow puts what belongs to a directory behind the pixels.
+        "palette.tif": pillow(color, "TIFF", "P", compression="packbits"),
+        "profile.tif": pillow(
+            color, "TIFF", compression="tiff_lzw", icc_profile=beside["icc_profile"]
+        ),
+        "cmyk.tif": pillow(color, "TIFF", "CMYK", compression="tiff_lzw", icc_profile=inks),
+        "planes16.tif": planes.getvalue(),
         "rgb.bmp": pillow(color, "BMP"),
         "rgb12.avif": vips(deep[..., :3], "rgb16").heifsave_buffer(compression="av1", bitdepth=12),
     }
@@ -90,7 +112,7 @@ def ten_files() -> dict[str, bytes]:
 
 def mutations(count: int, seed: int = 0) -> Iterator[Case]:
     """Files with bytes changed, left out, doubled or cut off; number i depends on (seed, i) alone."""
-    files = list(ten_files().items())
+    files = list(small_files().items())
     for index in range(count):
         rng = np.random.default_rng((seed, index))
         name, whole = files[index % len(files)]
@@ -168,6 +190,16 @@ def survey(cases: Iterable[Case], scratch: Path) -> tuple[Counter[str], list[str
     return found, wrong
 
 
+def difference_of(picture: Picture, whole: Picture) -> str:
+    """In what a picture differs from that of the whole file; empty where in nothing."""
+    if not np.array_equal(picture.color, whole.color):
+        return f"colors {picture.color.shape}"
+    if not np.array_equal(picture.alpha, whole.alpha):
+        return "opacity"
+    profiles = picture.metadata.icc_profile, whole.metadata.icc_profile
+    return "profile" if profiles.count(None) == 1 else ""
+
+
 def _start(scratch: Path, stderr: io.TextIOBase) -> subprocess.Popen[str]:
     reader = subprocess.Popen(
         [sys.executable, __file__, "--read", str(scratch)],
@@ -193,11 +225,9 @@ def read_cases(scratch: Path) -> None:
             return "refused" if "\n" not in str(error) else f"several lines: {error!r}"
         except Exception as error:
             return f"untyped: {error!r}"
-        if (scratch / "whole").stat().st_size:
-            whole = read_image(scratch / "whole")
-            if not np.array_equal(picture.color, whole.color):
-                return "silent truncation"
-        return "picture"
+        whole = scratch / "whole"
+        difference = difference_of(picture, read_image(whole)) if whole.stat().st_size else ""
+        return f"silent truncation: {difference}" if difference else "picture"
 
     print("ready", flush=True)
     for _ in sys.stdin:
@@ -217,7 +247,10 @@ def main() -> int:
     print(f"| files | {' | '.join(outcomes)} | seconds |\n|---{'|---' * len(outcomes)}|---|")
     for name, cases in (
         (f"Pillow's, whole and cut at {len(CUTS)} places", folder(options.pillow)),
-        (f"{options.mutations} mutations of ten files", mutations(options.mutations)),
+        (
+            f"{options.mutations} mutations of {len(small_files())} small files",
+            mutations(options.mutations),
+        ),
     ):
         began = time.monotonic()
         found, wrong = survey(cases, options.scratch)

@@ -1,6 +1,6 @@
 """Files and arrays, in and out, against Pillow's own encoders, palettes and transposition."""
 
-import fnmatch
+import errno
 import io
 import os
 import signal
@@ -22,7 +22,6 @@ from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps
 from allosr2.errors import ImageError
 from allosr2.imaging import io as io_module
 from allosr2.imaging.io import (
-    PART,
     Limits,
     check_target,
     find_images,
@@ -34,6 +33,7 @@ from allosr2.imaging.io import (
     write_image,
 )
 from allosr2.imaging.picture import Metadata, Picture
+from allosr2.storage import PARTIAL
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -513,7 +513,7 @@ def test_the_file_is_whole_before_it_is_renamed(tmp_path, color, suffix):
 
     def look(partial):
         assert not path.exists()
-        assert fnmatch.fnmatch(partial.name, PART)
+        assert PARTIAL.fullmatch(partial.name)
         seen.append((partial.parent, read_image(partial).color.shape))
 
     write_image(path, Picture(color=color), before_rename=look)
@@ -601,7 +601,7 @@ def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", str(folder))
 
     monkeypatch.setattr(Path, "iterdir", refuse)
-    with pytest.raises(ImageError, match=r"cannot be read: Permission denied; check its"):
+    with pytest.raises(ImageError, match="may not be read; change its permissions"):
         find_images(tmp_path)
 
 
@@ -696,3 +696,93 @@ def test_to_array_rounds_and_clamps():
     np.testing.assert_array_equal(to_array(image_from_any(every)), every)
     with pytest.raises(ImageError, match="not finite"):
         to_array(torch.full((1, 3, 2, 2), torch.nan))
+
+
+def test_a_link_is_written_through(tmp_path):
+    place, link = tmp_path / "far" / "a.png", tmp_path / "b.png"
+    place.parent.mkdir()
+    link.symlink_to(place)
+    for level in (7, 9):  # it leads nowhere at first
+        write_image(link, Picture(color=np.full((2, 3, 1), level, np.uint8)))
+        assert link.is_symlink()
+        assert np.asarray(Image.open(place)).tolist() == [[level] * 3] * 2
+    assert [path.name for path in place.parent.iterdir()] == ["a.png"]
+
+
+def test_what_is_no_regular_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(ImageError, match=r"a\.png: it is no regular file; use - for a pipe"):
+        write_image(tmp_path / "a.png", Picture(color=np.zeros((2, 3, 1), np.uint8)))
+    assert (tmp_path / "a.png").is_fifo()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_not_written(tmp_path, value):
+    levels = np.zeros((2, 3, 3), np.float32)
+    levels[1, 1, 1] = value
+    with pytest.raises(ImageError, match="holds values that are not finite"):
+        write_image(tmp_path / "a.png", Picture(color=levels))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_that_no_disk_holds(tmp_path):
+    long = tmp_path / ("a" * 300 + ".png")
+    for work in (read_image, read_size):
+        with pytest.raises(ImageError, match="cannot be read: File name too long"):
+            work(long)
+    with pytest.raises(ImageError, match=r"cannot write .*: File name too long"):
+        write_image(long, Picture(color=np.zeros((2, 3, 1), np.uint8)))
+
+
+def test_the_limit_of_bytes_holds_for_headers_too(tmp_path):
+    Image.new("L", (9, 9)).save(tmp_path / "a.png")
+    with pytest.raises(ImageError, match="more than 1e-05 megabytes"):
+        read_size(tmp_path / "a.png", Limits(bytes=10))
+
+
+@pytest.mark.parametrize("hard_links", [True, False])
+def test_a_file_that_appears_meanwhile_is_kept(tmp_path, color, monkeypatch, hard_links):
+    def no_links(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    if not hard_links:
+        monkeypatch.setattr(os, "link", no_links)
+    path, link = tmp_path / "a.png", tmp_path / "b.png"
+    write_image(path, Picture(color=color), replace=False)
+    np.testing.assert_array_equal(np.asarray(Image.open(path)), color)
+    assert path.stat().st_nlink == 1
+    link.symlink_to(path)
+    path.unlink()
+
+    for target in (path, link):  # an empty place, until the picture is whole
+        with pytest.raises(ImageError, match="it exists by now; move it away") as error:
+            write_image(
+                target,
+                Picture(color=color),
+                replace=False,
+                before_rename=lambda _: path.write_bytes(b"theirs"),
+            )
+        assert_one_line(error, target)
+        assert path.read_bytes() == b"theirs"
+        path.unlink()
+    write_image(link, Picture(color=color), replace=False)
+    np.testing.assert_array_equal(np.asarray(Image.open(path)), color)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.png", "b.png"]
+
+
+def test_a_folder_that_is_not_made_yet_is_checked_by_the_one_that_will_hold_it(
+    tmp_path, color, monkeypatch
+):
+    picture, asked = Picture(color=color), []
+    monkeypatch.setattr(os, "access", lambda folder, _: asked.append(folder) or len(asked) == 1)
+    check_target(tmp_path / "new" / "folder" / "a.png", picture)
+    with pytest.raises(ImageError, match="Permission denied"):
+        check_target(tmp_path / "new" / "a.png", picture)
+    assert asked == [tmp_path, tmp_path]
+
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("file/a.png", "file/new/a.png", "link/a.png", "link/new/a.png"):
+        with pytest.raises(ImageError, match="Not a directory"):
+            check_target(tmp_path / name, picture)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "link"]

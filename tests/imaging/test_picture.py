@@ -89,3 +89,28 @@ def test_a_picture_knows_its_size_and_holds_no_more_than_it_was_given():
     assert (picture.height, picture.width) == (4, 7)
     assert (picture.alpha, picture.format, picture.notes) == (None, None, ())
     assert picture.metadata == Metadata(icc_profile=None, exif=None, xmp=None)
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [
+        np.zeros((2, 3), np.uint8),
+        np.zeros((2, 3, 4), np.uint8),
+        np.zeros((0, 3, 1), np.uint8),
+        np.zeros((2, 3, 1), np.float64),
+    ],
+)
+def test_levels_of_another_kind_are_no_picture(levels):
+    with pytest.raises(
+        ImageError, match=r"give h w 1 \(gray\) or h w 3 \(RGB\) of uint8, uint16, float32"
+    ):
+        Picture(color=levels)
+
+
+@pytest.mark.parametrize(
+    "alpha",
+    [np.zeros((2, 3), np.uint8), np.zeros((3, 2), np.uint16), np.zeros((2, 3, 1), np.uint16)],
+)
+def test_opacity_is_of_the_shape_and_depth_of_the_color(alpha):
+    with pytest.raises(ImageError, match=r"give \(2, 3\) of uint16, as its color"):
+        Picture(color=np.zeros((2, 3, 1), np.uint16), alpha=alpha)

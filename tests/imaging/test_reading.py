@@ -25,105 +25,6 @@ DEEP = RNG.integers(0, 65536, (40, 50, 4), dtype=np.uint16)
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
-# ---------------------------------------------------------------------------------------- TIFF
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-@pytest.mark.parametrize("byteorder", ["<", ">"])
-@pytest.mark.parametrize("compression", [None, "zlib"])
-@pytest.mark.parametrize("tile", [None, (16, 32)])
-@pytest.mark.parametrize("channels", [1, 2, 3, 4])
-@pytest.mark.parametrize("planar", [False, True])
-def test_tiff(tmp_path, dtype, byteorder, compression, tile, channels, planar):
-    levels = (DEEP[..., :channels] >> (0 if dtype == np.uint16 else 8)).astype(dtype)
-    stored = np.moveaxis(levels, -1, 0) if planar and channels > 1 else levels.squeeze()
-    tifffile.imwrite(
-        tmp_path / "a.tif",
-        stored,
-        photometric="rgb" if channels >= 3 else "minisblack",
-        planarconfig=None if channels == 1 else "separate" if planar else "contig",
-        extrasamples=None if channels % 2 else ["unassalpha"],
-        byteorder=byteorder,
-        compression=compression,
-        predictor=True if compression else None,
-        tile=tile,
-    )
-    picture = read_image(tmp_path / "a.tif")
-    colors = 1 if channels <= 2 else 3
-    assert picture.color.dtype == dtype
-    np.testing.assert_array_equal(picture.color, levels[..., :colors])
-    if channels % 2:
-        assert picture.alpha is None
-    else:
-        np.testing.assert_array_equal(picture.alpha, levels[..., -1])
-    assert picture.notes == ()
-
-
-@pytest.mark.parametrize("compression", ["lzw", "deflate", "none"])
-def test_tiff_of_libvips(tmp_path, compression):
-    image = pyvips.Image.new_from_array(DEEP).copy(interpretation="rgb16")
-    image.tiffsave(str(tmp_path / "a.tif"), compression=compression, predictor="horizontal")
-    picture = read_image(tmp_path / "a.tif")
-    np.testing.assert_array_equal(np.dstack([picture.color, picture.alpha]), DEEP)
-
-
-@pytest.mark.parametrize("tile", [None, (16, 16)])
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-@pytest.mark.parametrize("channels", [2, 4])
-def test_associated_alpha_is_divided_out(tmp_path, tile, dtype, channels):
-    full = np.iinfo(dtype).max
-    alpha = np.linspace(0.3, 1, 40 * 50).reshape(40, 50)
-    straight = RNG.random((40, 50, channels - 1))
-    stored = np.rint(np.dstack([straight * alpha[..., None], alpha]) * full).astype(dtype)
-    tifffile.imwrite(
-        tmp_path / "a.tif",
-        np.moveaxis(stored, -1, 0) if tile else stored,
-        photometric="rgb" if channels == 4 else "minisblack",
-        planarconfig="separate" if tile else "contig",
-        extrasamples=["assocalpha"],
-        tile=tile,
-    )
-    picture = read_image(tmp_path / "a.tif")
-    assert np.abs(picture.color / full - straight).max() < 4 / full
-    np.testing.assert_array_equal(picture.alpha, stored[..., -1])
-
-
-def test_bits_of_tiff_that_are_no_whole_bytes(tmp_path):
-    image = pyvips.Image.new_from_array((DEEP[..., 0] >> 12).astype(np.uint8) * 17)
-    for bits in (1, 2, 4):
-        image.tiffsave(str(tmp_path / "a.tif"), bitdepth=bits)
-        with Image.open(tmp_path / "a.tif") as opened:
-            expected = np.asarray(opened.convert("L"))
-        picture = read_image(tmp_path / "a.tif")
-        assert picture.color.dtype == np.uint8
-        np.testing.assert_array_equal(picture.color[..., 0], expected)
-
-
-@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.uint32, np.int32, np.float16, np.float32])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_samples_of_unknown_range(tmp_path, dtype, channels):
-    levels = np.ones((8, 8, channels), dtype).squeeze()
-    tifffile.imwrite(
-        tmp_path / "a.tif", levels, photometric="rgb" if channels == 3 else "minisblack"
-    )
-    with pytest.raises(ImageError, match="32-bit or signed samples"):
-        read_image(tmp_path / "a.tif")
-
-
-def test_exif_of_a_big_tiff(tmp_path):
-    image = pyvips.Image.new_from_array(DEEP[..., :3]).copy(interpretation="rgb16")
-    image.tiffsave(str(tmp_path / "a.tif"), bigtiff=True)
-    tags = [(315, "s", 0, "Someone", True)]
-    tifffile.imwrite(
-        tmp_path / "a.tif", DEEP[..., :3], bigtiff=True, photometric="rgb", extratags=tags
-    )
-    picture = read_image(tmp_path / "a.tif")
-    np.testing.assert_array_equal(picture.color, DEEP[..., :3])
-    exif = Image.Exif()
-    exif.load(picture.metadata.exif)
-    assert exif[ExifTags.Base.Artist] == "Someone"
-
-
 # ----------------------------------------------------------------------------------------- PNG
 
 
@@ -253,14 +154,6 @@ def test_cmyk_goes_through_its_profile(tmp_path, suffix, dtype):
     assert np.abs(found - np.asarray(expected)).max() <= 3
 
 
-def test_lab_becomes_srgb(tmp_path):
-    lab = np.zeros((4, 4, 3), np.uint8)
-    lab[...] = [128, 0, 0]  # L* = 50.2, a* = b* = 0
-    tifffile.imwrite(tmp_path / "a.tif", lab, photometric="cielab")
-    color = read_image(tmp_path / "a.tif").color
-    np.testing.assert_allclose(color[0, 0], [119, 119, 119], atol=2)
-
-
 @pytest.mark.parametrize(("mode", "channels", "space"), [("L", 1, b"GRAY"), ("RGB", 3, b"RGB ")])
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
 def test_profiles_that_fit_and_that_do_not(tmp_path, mode, channels, space, suffix):
@@ -361,3 +254,39 @@ def test_size_is_of_the_upright_picture(tmp_path: Path, suffix, orientation):
     size = read_size(tmp_path / f"a{suffix}")
     assert size == ((20, 12) if orientation == 6 else (12, 20))
     assert read_image(tmp_path / f"a{suffix}").color.shape[:2] == size
+
+
+# ------------------------------------------------------------------ colors said without a profile
+
+OTHER = ("taken for sRGB: it says without a profile that it is something else",)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "notes"),
+    [
+        (b"gAMA", struct.pack(">I", 45455), ()),
+        (b"gAMA", struct.pack(">I", 100_000), OTHER),  # linear
+        (b"cICP", bytes([1, 13, 0, 1]), ()),
+        (b"cICP", bytes([12, 13, 0, 1]), OTHER),  # Display P3
+        (b"cICP", bytes([9, 16, 0, 1]), OTHER),  # BT.2100 PQ
+    ],
+)
+def test_other_colors_of_a_png_are_noted(tmp_path, name, content, notes):
+    path = tmp_path / "a.png"
+    Image.fromarray((DEEP[..., :3] >> 8).astype(np.uint8)).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:33] + png_chunk(name, content) + whole[33:])
+    assert read_image(path).notes == notes
+    path.write_bytes(whole[:33] + png_chunk(b"iCCP", b"x\0\0" + zlib.compress(SRGB)) + whole[33:])
+    assert read_image(path).notes == ()
+
+
+@pytest.mark.parametrize(("codes", "notes"), [((1, 13), ()), ((12, 13), OTHER), ((9, 16), OTHER)])
+def test_other_colors_of_an_avif_are_noted(tmp_path, codes, notes):
+    stream = io.BytesIO()
+    Image.fromarray((DEEP[..., :3] >> 8).astype(np.uint8)).save(stream, "AVIF")
+    content = bytearray(stream.getvalue())
+    at = content.index(b"colrnclx") + 8
+    content[at : at + 4] = struct.pack(">2H", *codes)
+    (tmp_path / "a.avif").write_bytes(content)
+    assert read_image(tmp_path / "a.avif").notes == notes

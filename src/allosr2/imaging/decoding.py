@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,14 +14,16 @@ from PIL import Image, UnidentifiedImageError
 
 from allosr2.errors import ImageError, one_line
 from allosr2.imaging import metadata, pillow, png, tiff, vips
-from allosr2.imaging.formats import FORMATS, sniff
+from allosr2.imaging.formats import FORMATS, avif_is_srgb, sniff
 from allosr2.imaging.limits import Limits, check_pixels
-from allosr2.imaging.picture import Metadata, Picture
+from allosr2.imaging.picture import FULL, Metadata, Picture
 from allosr2.imaging.pillow import Levels
 from allosr2.imaging.profiles import inks_to_srgb
 
 HEAD_BYTES = 32
 """As many bytes of a file tell its format."""
+_SAYS_NOTHING = re.compile(r"^\s*$|unable to (call|open)|load error|bad seek")
+_NO_DAMAGE = re.compile(r"unsupported|cannot handle", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,11 +31,13 @@ class _Stored:
     """An image as its file has it, before it is turned upright."""
 
     levels: Levels
-    exif: Image.Exif | bytes | None
+    exif: bytes | None
     xmp: bytes | None
     icc_profile: bytes | None
     orientation: int
     frames: int = 1
+    srgb: bool = True
+    """What has no profile is sRGB, as far as the file says."""
 
 
 @contextmanager
@@ -50,9 +55,9 @@ def decoding(where: str) -> Generator[None]:
                 f"{where} does not fit into memory; close other programs or cut it into parts"
             ) from error
         except Exception as error:  # damaged bytes make decoders raise nearly anything
-            # libvips repeats each message, and says first which of its functions failed.
-            lines = error.detail.strip().splitlines() if isinstance(error, vips.Error) else []
-            reason = lines[-1] if lines else one_line(error) or type(error).__name__
+            reason = _reason(error)
+            if _NO_DAMAGE.search(reason):
+                raise _not_read(where, f"a variant of its format ({reason})") from error
             raise ImageError(
                 f"{where} cannot be decoded ({reason}); it is damaged or truncated, fetch it again"
             ) from error
@@ -92,7 +97,7 @@ def decode_size(stream: BinaryIO, limits: Limits, where: str) -> tuple[int, int]
             said = png.read_metadata(stream, layout)
             orientation = _orientation(said.exif, said.xmp)
         elif file_format == "TIFF":
-            layout = tiff.read_layout(stream)
+            layout = _tiff_layout(stream, limits, where)
             height, width = layout.height, layout.width
             orientation = _orientation(layout.exif, layout.xmp)
         else:
@@ -114,7 +119,7 @@ def _decode_png(content: bytes, limits: Limits, where: str) -> _Stored:
     check_pixels(layout.height, layout.width, limits, where)
     png.check_sums(content, layout)
     said = png.read_metadata(stream, layout)
-    samples = vips.Opened(content, "PNG").levels()
+    samples = vips.Opened(png.pixels_alone(content, layout), "PNG").levels()
     return _Stored(
         levels=_split(samples),
         exif=said.exif,
@@ -122,40 +127,49 @@ def _decode_png(content: bytes, limits: Limits, where: str) -> _Stored:
         icc_profile=said.icc_profile,
         orientation=_orientation(said.exif, said.xmp),
         frames=layout.frames,
+        srgb=png.is_srgb(stream, layout),
     )
 
 
 def _decode_tiff(content: bytes, limits: Limits, where: str) -> _Stored:
-    layout = tiff.read_layout(io.BytesIO(content))
-    check_pixels(layout.height, layout.width, limits, where)
-    if layout.bits > 16 or not layout.integer:
-        raise pillow.unknown_range(where)
+    stream = io.BytesIO(content)
+    layout = _tiff_layout(stream, limits, where)
+    pages = tiff.count_pages(stream)
     if layout.pillow:
         with pillow.open_image(content, "TIFF") as image:
+            check_pixels(image.height, image.width, limits, where)
             image.load()
             levels = pillow.levels_of(image, where)
-            frames = getattr(image, "n_frames", 1)
         if layout.bits == 12:  # Pillow leaves the upper four bits empty
             levels = Levels(levels.color << 4 | levels.color >> 8)
-    elif layout.apart:
-        opened = [vips.Opened(plane, "TIFF") for plane in tiff.planes(content)]
-        levels = _tiff_levels(
-            np.dstack([plane.levels() for plane in opened]), layout, inks=layout.inks
+    elif layout.apart or layout.lab:
+        files = tiff.raw_files(content)
+        levels = _raw_levels(
+            np.dstack([vips.Opened(raw, "TIFF").levels() for raw in files]), layout
         )
-        frames = 1
     else:
         opened = vips.Opened(content, "TIFF")
         check_pixels(*opened.size, limits, where)
-        levels = _tiff_levels(opened.levels(), layout, inks=opened.is_cmyk)
-        frames = opened.pages
+        levels = _tiff_levels(opened.levels(), layout)
     return _Stored(
         levels=levels,
         exif=layout.exif,
         xmp=layout.xmp,
         icc_profile=None if layout.lab else layout.icc_profile,
         orientation=_orientation(layout.exif, layout.xmp),
-        frames=frames,
+        frames=pages,
     )
+
+
+def _tiff_layout(stream: BinaryIO, limits: Limits, where: str) -> tiff.Layout:
+    """What the first directory says, but for what is not read. Raises ImageError for that."""
+    layout = tiff.read_layout(stream)
+    check_pixels(layout.height, layout.width, limits, where)
+    if layout.bits > 16 or not layout.integer:
+        raise pillow.unknown_range(where)
+    if layout.unread:
+        raise _not_read(where, layout.unread)
+    return layout
 
 
 def _decode_jpeg(content: bytes, limits: Limits, where: str) -> _Stored:
@@ -185,15 +199,16 @@ def _decode_bmp(content: bytes, limits: Limits, where: str) -> _Stored:
 def _decode_avif(content: bytes, limits: Limits, where: str) -> _Stored:
     with pillow.open_image(content, "AVIF") as image:
         check_pixels(image.height, image.width, limits, where)
+        srgb = avif_is_srgb(content)
         opened = vips.Opened(content, "AVIF")
         if opened.depth <= 8:
-            return _decode_shallow("AVIF", content, limits, where)
+            return replace(_decode_shallow("AVIF", content, limits, where), srgb=srgb)
         check_pixels(*opened.size, limits, where)
         samples = opened.levels()
         if image.mode == "L":  # libvips repeats it
             samples = samples[..., :1]
         # libvips has turned it upright.
-        return replace(_stored_of(image, _split(samples)), orientation=1)
+        return replace(_stored_of(image, _split(samples)), orientation=1, srgb=srgb)
 
 
 def _decode_shallow(file_format: str, content: bytes, limits: Limits, where: str) -> _Stored:
@@ -235,16 +250,23 @@ def _split(samples: np.ndarray) -> Levels:
     return Levels(np.ascontiguousarray(samples[..., :-1]), samples[..., -1].copy())
 
 
-def _tiff_levels(samples: np.ndarray, layout: tiff.Layout, *, inks: bool) -> Levels:
-    """`h w n` as gray, RGB or CMYK and, where the file says so, opacity."""
-    channels = samples.shape[2]
-    colors = 4 if inks else 3 if channels >= 3 else 1
-    color = np.ascontiguousarray(samples[..., :colors])
-    if channels == colors or not layout.extra or layout.extra[0] not in (1, 2):
-        return Levels(color)
-    # Associated alpha is divided out by libvips, but for planes that are put together here.
-    alpha = samples[..., colors].copy()
-    if layout.extra[0] == 1 and layout.apart:
+def _tiff_levels(samples: np.ndarray, layout: tiff.Layout) -> Levels:
+    """`h w n` as gray, RGB or CMYK and, where the file says so, opacity; other channels are left out."""
+    # libvips leaves a palette of gray as gray, and adds opacity of its own to some YCbCr.
+    colors = min(samples.shape[2] - layout.others, layout.colors)
+    alpha = None if layout.alpha is None else samples[..., colors + layout.alpha].copy()
+    return Levels(np.ascontiguousarray(samples[..., :colors]), alpha)
+
+
+def _raw_levels(samples: np.ndarray, layout: tiff.Layout) -> Levels:
+    """The same of samples as they are stored, which libvips otherwise does justice to."""
+    color, alpha = _tiff_levels(samples, layout)
+    if layout.lab:
+        color = vips.lab_to_srgb(color)
+    if layout.inverted:
+        color = FULL[color.dtype.name] - color
+    if layout.associated:
+        assert alpha is not None
         color = pillow.straight(color, alpha)
     return Levels(color, alpha)
 
@@ -256,6 +278,8 @@ def _upright(stored: _Stored, file_format: str) -> Picture:
     icc_profile = stored.icc_profile
     if stored.frames > 1:
         notes.append(f"the first of {stored.frames} frames")
+    if icc_profile is None and not stored.srgb:
+        notes.append("taken for sRGB: it says without a profile that it is something else")
     if color.shape[2] == 4:
         color, note = inks_to_srgb(color, icc_profile)
         icc_profile = None
@@ -280,6 +304,22 @@ def _upright(stored: _Stored, file_format: str) -> Picture:
         ),
         format=file_format,
         notes=tuple(notes),
+    )
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a file, by what its decoder says."""
+    if not isinstance(error, vips.Error):
+        return one_line(error) or type(error).__name__
+    # libvips says first what failed, and repeats in the end that it did.
+    lines = [line.strip() for line in error.detail.splitlines() if not _SAYS_NOTHING.search(line)]
+    return lines[-1] if lines else "its data are damaged"
+
+
+def _not_read(where: str, what: str) -> ImageError:
+    """The refusal of a file that is valid."""
+    return ImageError(
+        f"{where} uses {what}, which is not read; save it as an 8- or 16-bit TIFF or PNG"
     )
 
 

@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image
 
 from allosr2.imaging import png, tiff, vips
+from allosr2.imaging.exif import ORIENTATION, parse, serialize
 from allosr2.imaging.formats import FORMATS, is_gray, keeps_profile, written_bits
-from allosr2.imaging.picture import FULL, Metadata, Picture
+from allosr2.imaging.picture import Metadata, Picture, rounded
 
 # Photographs lose nothing that the enlargement put in: full chroma and high quality where there is
 # a loss, none where it can be had.
@@ -55,7 +56,7 @@ def encode(path: Path, picture: Picture, file_format: str, quality: int | None) 
         options = _save_options(file_format, quality, gray=levels.shape[2] == 1)
         for name, block in (
             ("icc_profile", metadata.icc_profile),
-            ("exif", metadata.exif),
+            ("exif", _without_upright(metadata.exif) if file_format == "AVIF" else metadata.exif),
             ("xmp", metadata.xmp),
         ):
             if block:
@@ -81,6 +82,18 @@ def _save_options(file_format: str, quality: int | None, *, gray: bool) -> dict[
     return {}
 
 
+def _without_upright(block: bytes | None) -> bytes | None:
+    """An EXIF block without an orientation that says upright.
+
+    Pillow's AVIF would take it out, and lay the rest anew with a loss of types and texts.
+    """
+    exif = parse(block) if block else None
+    if exif is None or exif.number(ORIENTATION) != 1:
+        return block
+    rest = exif.without(frozenset({ORIENTATION}))
+    return serialize(rest) if rest else None
+
+
 def _held(picture: Picture, file_format: str) -> Metadata:
     """The metadata that the format holds."""
     holds, metadata = FORMATS[file_format], picture.metadata
@@ -102,14 +115,5 @@ def _levels(picture: Picture, file_format: str) -> np.ndarray:
         color = np.repeat(color, 3, axis=2)
     dtype = np.uint16 if written_bits(picture, file_format) > 8 else np.uint8
     if picture.alpha is None or not FORMATS[file_format].alpha:
-        return _rounded(color, dtype)
-    return np.dstack([_rounded(color, dtype), _rounded(picture.alpha, dtype)])
-
-
-def _rounded(levels: np.ndarray, dtype: type[np.uint8 | np.uint16]) -> np.ndarray:
-    if levels.dtype == dtype:
-        return levels
-    if levels.dtype == np.float32:
-        full = FULL[np.dtype(dtype).name]
-        return np.rint(levels.clip(0, 1) * full).astype(dtype)
-    return ((levels.astype(np.uint32) * 255 + 32767) // 65535).astype(dtype)
+        return rounded(color, dtype)
+    return np.dstack([rounded(color, dtype), rounded(picture.alpha, dtype)])

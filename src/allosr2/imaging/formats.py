@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from allosr2.imaging.picture import Picture
+from allosr2.imaging.picture import FULL, Picture
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +58,7 @@ FORMATS = {
         # One JPEG segment holds 65,533 bytes; XMP is preceded by the 29 bytes of its name.
         FileFormat(
             name="JPEG",
-            suffixes=(".jpg", ".jpeg"),
+            suffixes=(".jpg", ".jpeg", ".jfif"),
             depth=8,
             gray=8,
             alpha=False,
@@ -126,6 +126,18 @@ def sniff(content: bytes) -> str | None:
     return None
 
 
+def avif_is_srgb(content: bytes) -> bool:
+    """Whether the primaries and transfer that an AVIF file names, if any, are BT.709's with an SDR curve.
+
+    Codes are of ITU-T H.273; 2 is "unspecified".
+    """
+    found = content.find(b"colrnclx")
+    primaries, transfer = content[found + 8 : found + 10], content[found + 10 : found + 12]
+    return found < 0 or (
+        primaries[-1:] in b"\x01\x02" and transfer[-1:] in b"\x01\x02\x06\x0d\x0e\x0f"
+    )
+
+
 def is_gray(picture: Picture, file_format: str) -> bool:
     """Whether a picture is written with one channel of color."""
     holds = FORMATS[file_format]
@@ -144,9 +156,7 @@ def written_bits(picture: Picture, file_format: str) -> int:
 def is_transparent(picture: Picture) -> bool:
     """Whether any pixel is less than opaque."""
     alpha = picture.alpha
-    return alpha is not None and bool(
-        (alpha < (1 if alpha.dtype == np.float32 else np.iinfo(alpha.dtype).max)).any()
-    )
+    return alpha is not None and bool((alpha < FULL[alpha.dtype.name]).any())
 
 
 def notes_of_writing(picture: Picture, file_format: str) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -24,12 +23,19 @@ from allosr2.imaging.formats import (
     notes_of_writing,
 )
 from allosr2.imaging.kinds import image_from_any, to_array
-from allosr2.imaging.limits import Limits, check_file, content_of, in_time, name_of
-from allosr2.imaging.picture import Picture
+from allosr2.imaging.limits import (
+    Limits,
+    check_file,
+    content_of,
+    in_time,
+    name_of,
+    unreadable,
+)
+from allosr2.imaging.picture import Picture, rounded
+from allosr2.storage import partial_of
 
 __all__ = [
     "FORMAT_OF_SUFFIX",
-    "PART",
     "Limits",
     "check_target",
     "find_images",
@@ -41,9 +47,6 @@ __all__ = [
     "to_array",
     "write_image",
 ]
-
-PART = ".allosr2-*.part"
-"""Names of files that are being written; one that stays was left by a process that was killed."""
 
 
 def read_image(source: Path | BinaryIO, limits: Limits = Limits()) -> Picture:  # noqa: B008 - frozen
@@ -71,23 +74,19 @@ def read_image(source: Path | BinaryIO, limits: Limits = Limits()) -> Picture:  
 
 def read_rgb(path: Path) -> UInt8[np.ndarray, "h w 3"]:
     """Read the colors alone, as 8 bits: 16 are rounded, gray is repeated. Errors as `read_image`."""
-    color = read_image(path).color
-    if color.dtype == np.uint16:
-        color = ((color.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    color = rounded(read_image(path).color, np.uint8)
     return np.ascontiguousarray(np.broadcast_to(color, (*color.shape[:2], 3)))
 
 
 def read_size(path: Path, limits: Limits = Limits()) -> tuple[int, int]:  # noqa: B008 - frozen
     """Height and width of the upright picture in pixels, from the header alone. Errors as `read_image`."""
     path = Path(path)
-    check_file(path)
     try:
+        check_file(path, limits)
         with path.open("rb") as stream:
             return in_time(lambda: decode_size(stream, limits, str(path)), limits, str(path))
     except OSError as error:
-        raise ImageError(
-            f"{path} cannot be read: {error.strerror}; check its permissions"
-        ) from error
+        raise unreadable(str(path), error) from error
 
 
 def check_target(
@@ -107,15 +106,24 @@ def check_target(
 
     Raises:
         ImageError: for an unknown suffix or format, transparency or a size that the format cannot
-            hold, a path that is a folder, and a folder that is absent or cannot be written.
+            hold, a path that is no regular file, and a folder that cannot be written or, where it is
+            absent, made.
     """
     path = Path(path)
     _check_format(path, picture, _format_of(path, file_format), size)
-    if path.is_dir():
-        raise _refused(path, errno.EISDIR)
-    if not path.parent.is_dir():
-        raise _refused(path, errno.ENOTDIR if path.parent.exists() else errno.ENOENT)
-    if not os.access(path.parent, os.W_OK):
+    folder = _place(path).parent
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    try:
+        if path.is_dir():
+            raise _refused(path, errno.EISDIR)
+        if path.exists() and not path.is_file():
+            raise ImageError(f"cannot write {path}: it is no regular file; use - for a pipe")
+        if not folder.is_dir():
+            raise _refused(path, errno.ENOTDIR)
+    except OSError as error:
+        raise _refused(path, error.errno or errno.EIO) from error
+    if not os.access(folder, os.W_OK):
         raise _refused(path, errno.EACCES)
 
 
@@ -125,14 +133,15 @@ def write_image(
     *,
     file_format: str | None = None,
     quality: int | None = None,
+    replace: bool = True,
     before_rename: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a picture, whole or not at all.
 
     The file is built beside its target under a hidden name and renamed when it is safely on disk:
-    a reader never sees half a picture, and a failure leaves the former file as it was. A stream gets
-    its first byte when the whole picture is encoded. What the format leaves out, `notes_of_writing`
-    says.
+    a reader never sees half a picture, and a failure leaves the former file as it was. Where the target
+    is a link, the file that it leads to is written. A stream gets its first byte when the whole picture
+    is encoded. What the format leaves out, `notes_of_writing` says.
 
     Args:
         target: a file, whose folder must exist, or a stream.
@@ -141,30 +150,47 @@ def write_image(
             that the picture was read from for a stream.
         quality: 1 to 100, for JPEG (95), AVIF (90), and WebP, which is lossless without; ignored by
             the formats that are always lossless.
+        replace: whether a file that is in the target's place gives way.
         before_rename: called with the path of the file that is complete and not yet in its place.
 
     Raises:
         ImageError: for an unknown suffix or format, a quality out of range, transparency or a size
-            that the format cannot hold, and a folder or disk that cannot be written.
+            that the format cannot hold, values that are not finite, a folder or disk that cannot be
+            written, and a file that is not to be replaced.
         BrokenPipeError: for a stream that nobody reads any more.
     """
     target = Path(target) if isinstance(target, str) else target
     if quality is not None and not 1 <= quality <= 100:
         raise ImageError(f"quality is {quality}; use a whole number from 1 to 100")
+    if not all(
+        np.isfinite(levels).all() for levels in (picture.color, picture.alpha) if levels is not None
+    ):
+        where = name_of(target)
+        raise ImageError(
+            f"cannot write {where}: it holds values that are not finite; compute it again"
+        )
     if not isinstance(target, Path):
         _write_stream(target, picture, file_format or picture.format, quality)
         return
     check_target(target, picture, file_format)
-    partial = target.with_name(PART.replace("*", secrets.token_hex(8)))
+    place = _place(target)
+    partial = partial_of(place)
     try:
         try:
             _encode_file(partial, target, picture, _format_of(target, file_format), quality)
             if before_rename is not None:
                 before_rename(partial)
-            partial.replace(target)
+            if replace:
+                partial.replace(place)
+            else:
+                _add(partial, place)
         finally:
             partial.unlink(missing_ok=True)
-        _sync_folder(target.parent)
+        _sync_folder(place.parent)
+    except FileExistsError as error:
+        raise ImageError(
+            f"cannot write {target}: it exists by now; move it away, or allow to replace it"
+        ) from error
     except OSError as error:
         raise _refused(target, error.errno or errno.EIO) from error
 
@@ -181,15 +207,13 @@ def find_images(folder: Path, *, recursive: bool = False) -> list[Path]:
     try:
         candidates = list(folder.rglob("*") if recursive else folder.iterdir())
     except OSError as error:
-        raise ImageError(
-            f"{folder} cannot be read: {error.strerror}; check its permissions"
-        ) from error
+        raise unreadable(str(folder), error) from error
     return sorted(
         path
         for path in candidates
         if path.suffix.lower() in FORMAT_OF_SUFFIX
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
+        and os.path.isfile(path)  # noqa: PTH113 - False, too, in a folder that may not be searched
     )
 
 
@@ -199,17 +223,19 @@ def _write_stream(
     where = name_of(stream)
     name = _known(where, file_format)
     _check_format(where, picture, name, None)
-    with tempfile.TemporaryDirectory(prefix="allosr2-") as folder:
-        encoded = Path(folder) / "encoded"
-        try:
+    try:
+        with tempfile.TemporaryDirectory(prefix="allosr2-") as folder:
+            encoded = Path(folder) / "encoded"
             _encode_file(encoded, where, picture, name, quality)
             with encoded.open("rb") as whole:
                 shutil.copyfileobj(whole, stream, 2**20)
             stream.flush()
-        except BrokenPipeError:
-            raise  # for the command line, which ends as other programs in a pipe do
-        except OSError as error:
-            raise ImageError(f"cannot write {where}: {error.strerror}; check the disk") from error
+    except BrokenPipeError:
+        raise  # for the command line, which ends as other programs in a pipe do
+    except OSError as error:
+        raise ImageError(
+            f"cannot write {where}: {error.strerror or error}; check the disk"
+        ) from error
 
 
 def _encode_file(
@@ -231,6 +257,24 @@ def _encode_file(
 
 def _not_encoded(where: Path | str, error: Exception) -> ImageError:
     return ImageError(f"cannot write {where}: {one_line(error)}; use .png")
+
+
+def _place(target: Path) -> Path:
+    """The file that a target leads to: itself, if it is no link."""
+    # not target.is_symlink(), which raises for names that no disk holds
+    return Path(os.path.realpath(target)) if os.path.islink(target) else target  # noqa: PTH114
+
+
+def _add(partial: Path, place: Path) -> None:
+    """Let a whole file appear where none is. Raises FileExistsError where one is, and OSError."""
+    try:
+        os.link(partial, place)  # the one call that never replaces
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if os.path.lexists(place):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+        partial.replace(place)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from allosr2.errors import ImageError
+from allosr2.errors import ConfigError, ImageError
 
 Result = TypeVar("Result")
 
@@ -18,16 +18,25 @@ _CHUNK = 2**20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """The most that reading one image may cost; whatever costs more is refused."""
+    """The most that reading one image may cost; whatever costs more is refused. Each may be infinite.
 
-    pixels: int = 150_000_000
+    Raises ConfigError for what is not above 0.
+    """
+
+    pixels: float = 150_000_000
     """Pixels of the picture, counted while only the header is read."""
 
-    bytes: int = 2_000_000_000
+    bytes: float = 2_000_000_000
     """Bytes of the file: 150 megapixels of 16-bit RGBA without compression take 1.2 GB."""
 
     seconds: float = 60.0
     """Seconds that decoding may take."""
+
+    def __post_init__(self) -> None:
+        for name in ("pixels", "bytes", "seconds"):
+            value = getattr(self, name)
+            if not value > 0:  # NaN is not
+                raise ConfigError(f"the limit of {name} is {value:g}: use a number above 0, or inf")
 
 
 def check_pixels(height: int, width: int, limits: Limits, where: str) -> None:
@@ -45,14 +54,19 @@ def check_pixels(height: int, width: int, limits: Limits, where: str) -> None:
         )
 
 
-def check_file(path: Path) -> None:
-    """Refuse, by an ImageError, a path that is missing or no regular file."""
+def check_file(path: Path, limits: Limits) -> None:
+    """Refuse a path that is missing or no regular file, and one with more than `limits.bytes`.
+
+    Raises ImageError, and OSError for what cannot be looked at.
+    """
     if path.is_dir():
         raise ImageError(f"{path} is a folder, not an image; name one file in it")
     if not path.exists():
         raise ImageError(f"{path} does not exist; check the path")
     if not path.is_file():
         raise ImageError(f"{path} is no regular file; name an image file")
+    if path.stat().st_size > limits.bytes:
+        raise _too_long(str(path), limits)
 
 
 def content_of(source: Path | BinaryIO, limits: Limits) -> bytes:
@@ -65,20 +79,23 @@ def content_of(source: Path | BinaryIO, limits: Limits) -> bytes:
     where = name_of(source)
     try:
         if isinstance(source, Path):
-            check_file(source)
-            if source.stat().st_size > limits.bytes:
-                raise _too_long(where, limits)
+            check_file(source, limits)
             with source.open("rb") as stream:
                 content = _read(stream, limits, where)
         else:
             content = _read(source, limits, where)
-    except PermissionError as error:
-        raise ImageError(f"{where} may not be read; change its permissions") from error
     except OSError as error:
-        raise ImageError(f"{where} cannot be read: {error.strerror}; check the disk") from error
+        raise unreadable(where, error) from error
     if not content:
         raise ImageError(f"{where} is empty; fetch or export the image again")
     return content
+
+
+def unreadable(where: str, error: OSError) -> ImageError:
+    """What to raise when the system cannot read a file, stream or folder."""
+    if isinstance(error, PermissionError):
+        return ImageError(f"{where} may not be read; change its permissions")
+    return ImageError(f"{where} cannot be read: {error.strerror or error}; check path and disk")
 
 
 def name_of(source: Path | BinaryIO) -> str:
@@ -104,7 +121,7 @@ def in_time(work: Callable[[], Result], limits: Limits, where: str) -> Result:
 
     threading.Thread(target=run, name="decoding", daemon=True).start()
     try:
-        return future.result(limits.seconds)
+        return future.result(min(limits.seconds, threading.TIMEOUT_MAX))
     except TimeoutError as error:
         if future.done():  # the decoder's own
             raise
@@ -116,7 +133,7 @@ def in_time(work: Callable[[], Result], limits: Limits, where: str) -> Result:
 
 def _read(stream: BinaryIO, limits: Limits, where: str) -> bytes:
     content = bytearray()
-    while chunk := stream.read(min(_CHUNK, limits.bytes + 1 - len(content))):
+    while chunk := stream.read(int(min(_CHUNK, limits.bytes + 1 - len(content)))):
         content += chunk
         if len(content) > limits.bytes:
             raise _too_long(where, limits)

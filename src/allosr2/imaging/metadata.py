@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 
-# Where the pixels of the *source* file lie and how they are packed (a TIFF keeps this among its
-# EXIF tags), with its color profile and XMP, which travel on their own. All wrong for any other
-# file.
-PIXEL_LAYOUT_TAGS = frozenset(
-    {254, 255, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 280, 281, 284, 292, 293, 317}
-    | {320, 322, 323, 324, 325, 330, 332, 338, 339, 340, 341, 347, 529, 530, 531, 532}
-    | {513, 514, 700, 33723, 34377, 34675, 37724}
+from allosr2.imaging.exif import (
+    EXIF,
+    IMAGE_DESCRIPTION,
+    ORIENTATION,
+    PIXEL_LAYOUT_TAGS,
+    SHORT,
+    Entry,
+    parse,
+    serialize,
 )
 
 _PIXEL_SIZE_TAGS = frozenset({40962, 40963})
 """PixelXDimension and PixelYDimension, which cameras write: wrong of the enlarged picture."""
+
+_OF_AN_ARRAY = (b'{"shape":', b"ImageJ=")
+"""What descriptions start with in which tifffile and ImageJ keep shape and kind of the source's array."""
 
 # In an attribute of rdf:Description, or an element in it (XMP specification part 1, 7.9.2.2).
 _XMP_ORIENTATION = re.compile(
@@ -29,22 +33,14 @@ _XMP_ORIENTATION = re.compile(
 _CHANNELS = {b"GRAY": 1, b"RGB ": 3}
 
 
-def exif_of_tags(tags: Mapping[int, Any], nested: Mapping[int, Mapping[int, Any]]) -> Image.Exif:
-    """EXIF from the tags of a TIFF, with its nested blocks by the tag that points to them."""
-    exif = Image.Exif()
-    for tag, value in tags.items():
-        if tag not in nested:
-            exif[tag] = value
-    for tag, block in nested.items():
-        exif.get_ifd(tag).update(block)
-        exif[tag] = 0  # there is one; where it lies is found out when it is written
-    return exif
-
-
 def orientation_of(exif: Image.Exif | bytes | None, xmp: bytes | None) -> int:
     """The EXIF orientation, 1 to 8, of pixels as they are stored; XMP's where EXIF has none."""
     try:
-        found: object = None if exif is None else _parsed(exif).get(ExifTags.Base.Orientation)
+        found: object = (
+            exif.get(ORIENTATION)
+            if isinstance(exif, Image.Exif)
+            else parse(exif or b"", strict=False).number(ORIENTATION)
+        )
     except Exception:  # a damaged EXIF block is no reason to refuse the picture
         found = None
     if found is None and xmp and (match := _XMP_ORIENTATION.search(xmp)):
@@ -63,26 +59,25 @@ def turn_upright(levels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(turned)
 
 
-def upright_exif(block: Image.Exif | bytes | None) -> bytes | None:
+def upright_exif(block: bytes | None) -> bytes | None:
     """The EXIF block without the source's orientation, pixel layout, size and thumbnail.
 
     None where nothing is left. Raises ValueError for a damaged one.
     """
     if not block:
         return None
-    try:
-        exif = _parsed(block)
-        for tag in PIXEL_LAYOUT_TAGS.intersection(exif):
-            del exif[tag]
-        if ExifTags.IFD.Exif in exif:
-            details = exif.get_ifd(ExifTags.IFD.Exif)
-            for tag in _PIXEL_SIZE_TAGS.intersection(details):
-                del details[tag]
-        if ExifTags.Base.Orientation in exif:
-            exif[ExifTags.Base.Orientation] = 1
-        return exif.tobytes() if len(exif) else None
-    except Exception as error:  # damaged values make Pillow raise nearly anything
-        raise ValueError("damaged EXIF") from error
+    stored = parse(block)
+    kept = stored.without(PIXEL_LAYOUT_TAGS)
+    entries, nested = dict(kept.entries), dict(kept.nested)
+    if ORIENTATION in entries:
+        entries[ORIENTATION] = Entry(SHORT, (1).to_bytes(2, stored.order))
+    description = entries.get(IMAGE_DESCRIPTION)
+    if description and description.value.startswith(_OF_AN_ARRAY):
+        del entries[IMAGE_DESCRIPTION]
+    if EXIF in nested:
+        nested[EXIF] = nested[EXIF].without(_PIXEL_SIZE_TAGS)
+    upright = replace(kept, entries=entries, nested=nested)
+    return serialize(upright) if upright else None
 
 
 def upright_xmp(xmp: bytes | None) -> bytes | None:
@@ -99,11 +94,3 @@ def fits(icc_profile: bytes, channels: int) -> bool:
         and icc_profile[36:40] == b"acsp"
         and int.from_bytes(icc_profile[:4], "big") <= len(icc_profile)
     )
-
-
-def _parsed(block: Image.Exif | bytes) -> Image.Exif:
-    if isinstance(block, Image.Exif):
-        return block
-    exif = Image.Exif()
-    exif.load(block)
-    return exif

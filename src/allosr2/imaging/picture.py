@@ -32,7 +32,10 @@ class Metadata:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Picture:
-    """What a viewer shows of an image file: upright, gray or RGB, at the depth that the file has."""
+    """What a viewer shows of an image file: upright, gray or RGB, at the depth that the file has.
+
+    Raises ImageError for levels of another shape or dtype.
+    """
 
     color: np.ndarray
     """`h w c` with c = 1 (gray) or 3 (RGB), not premultiplied; uint8, uint16, or float32 in [0, 1]."""
@@ -48,6 +51,24 @@ class Picture:
     notes: tuple[str, ...] = ()
     """What reading changed or left out, each in a few words: "the first of 12 frames"."""
 
+    def __post_init__(self) -> None:
+        shape, dtype = self.color.shape, self.color.dtype
+        if (
+            len(shape) != 3
+            or shape[2] not in (1, 3)
+            or not self.color.size
+            or dtype.name not in FULL
+        ):
+            raise ImageError(
+                f"a picture's color has shape {shape} and dtype {dtype}; give h w 1 (gray) or h w 3 (RGB) of "
+                + ", ".join(FULL)
+            )
+        if self.alpha is not None and (self.alpha.shape, self.alpha.dtype) != (shape[:2], dtype):
+            raise ImageError(
+                f"a picture's alpha has shape {self.alpha.shape} and dtype {self.alpha.dtype}; "
+                f"give {shape[:2]} of {dtype}, as its color"
+            )
+
     @property
     def height(self) -> int:
         """In pixels."""
@@ -57,6 +78,15 @@ class Picture:
     def width(self) -> int:
         """In pixels."""
         return self.color.shape[1]
+
+
+def rounded(levels: np.ndarray, dtype: type[np.uint8 | np.uint16]) -> np.ndarray:
+    """Levels of any dtype of a picture's at a depth of no more bits; floats are clamped to [0, 1]."""
+    if levels.dtype == dtype:
+        return levels
+    if levels.dtype == np.float32:
+        return np.rint(levels.clip(0, 1) * FULL[np.dtype(dtype).name]).astype(dtype)
+    return ((levels.astype(np.uint32) * 255 + 32767) // 65535).astype(dtype)
 
 
 def to_tensor(levels: np.ndarray) -> Float[Tensor, "1 c h w"]:

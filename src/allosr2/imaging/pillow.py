@@ -146,7 +146,8 @@ def _lab_to_srgb(image: Image.Image) -> Image.Image:
         ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")),
         renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
         outputMode="RGB",
-        flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        # without the second, LittleCMS goes by a grid of colors that is coarse in the dark
+        flags=ImageCms.Flags.BLACKPOINTCOMPENSATION | ImageCms.Flags.NOOPTIMIZE,
     )
     assert converted is not None  # as it is not done in place
     return converted

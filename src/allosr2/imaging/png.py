@@ -18,6 +18,13 @@ _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 
 _LARGEST_TEXT = 16 * 2**20
 """Bytes that a compressed profile or text may unfold to; whatever claims more is left out."""
 _XMP_KEYWORD = b"XML:com.adobe.xmp"
+_RAW_PROFILES = ("raw profile type exif", "raw profile type app1", "raw profile type xmp")
+"""Keywords of text chunks by which ImageMagick keeps metadata, in lower case."""
+_SRGB_CODES = b"\x01\x0d"
+"""Primaries and transfer of sRGB (ITU-T H.273, tables 2 and 3)."""
+_SRGB_GAMMA = 45_455
+"""1 / 2.2 in units of 1 / 100,000, which stands for sRGB."""
+_OF_PIXELS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 
 
 class Chunk(NamedTuple):
@@ -85,31 +92,52 @@ def check_sums(content: bytes, layout: Layout) -> None:
             raise ValueError(f"wrong check sum of {name.decode('latin-1')!r}")
 
 
+def pixels_alone(content: bytes, layout: Layout) -> bytes:
+    """The file without what lies beside its pixels, which decoders would unpack, however large it is."""
+    kept = [chunk for chunk in layout.chunks if chunk.name in _OF_PIXELS]
+    view = memoryview(content)
+    parts = [view[start - 8 : start + length + 4] for _, start, length in kept]
+    return _SIGNATURE + b"".join(parts)
+
+
 def read_metadata(stream: BinaryIO, layout: Layout) -> Metadata:
-    """Profile, EXIF and XMP as they are stored, in their own chunks or as ImageMagick's raw profiles."""
+    """Profile, EXIF and XMP as they are stored, in their own chunks or as ImageMagick's raw profiles.
+
+    Of each the first one, so that no file makes many of them be unpacked.
+    """
     found: dict[str, bytes | None] = {}
-    raw: dict[str, bytes | None] = {}
     for chunk in layout.chunks:
-        if chunk.name == b"iCCP":
+        if chunk.name == b"iCCP" and "icc_profile" not in found:
             _, _, packed = _content(stream, chunk).partition(b"\0")
             found["icc_profile"] = _unpack(packed[1:])
         elif chunk.name == b"eXIf":
-            found["exif"] = _content(stream, chunk)
-        elif chunk.name == b"iTXt":
+            found.setdefault("exif", _content(stream, chunk))
+        elif chunk.name == b"iTXt" and "xmp" not in found:
             keyword, _, rest = _content(stream, chunk).partition(b"\0")
             if keyword == _XMP_KEYWORD and len(rest) > 2:
                 text = rest[2:].split(b"\0", 2)[-1]  # after the language and the translation
                 found["xmp"] = _unpack(text) if rest[0] else text
         elif chunk.name in (b"tEXt", b"zTXt"):
             keyword, _, text = _content(stream, chunk).partition(b"\0")
-            if keyword.startswith(b"Raw profile type "):
-                text = _unpack(text[1:]) if chunk.name == b"zTXt" else text
-                raw[keyword[17:].decode("latin-1").lower()] = _unhex(text)
-    exif = raw.get("exif") or raw.get("app1")
-    if exif and exif.startswith(b"Exif\0\0"):
-        found.setdefault("exif", exif)
-    found.setdefault("xmp", raw.get("xmp"))
+            name = keyword.decode("latin-1").lower()
+            if name in _RAW_PROFILES and name not in found:
+                found[name] = _unhex(_unpack(text[1:]) if chunk.name == b"zTXt" else text)
+    exif, app1, xmp = (found.pop(name, None) for name in _RAW_PROFILES)
+    raw = exif or app1
+    if raw and raw.startswith(b"Exif\0\0"):
+        found.setdefault("exif", raw)
+    found.setdefault("xmp", xmp)
     return Metadata(**found)
+
+
+def is_srgb(stream: BinaryIO, layout: Layout) -> bool:
+    """Whether a file without an ICC profile is of sRGB, as far as it says anything of its colors."""
+    first = {chunk.name: chunk for chunk in reversed(layout.chunks)}
+    if b"cICP" in first:
+        return _content(stream, first[b"cICP"])[:2] == _SRGB_CODES
+    if b"gAMA" in first and b"sRGB" not in first:
+        return abs(int.from_bytes(_content(stream, first[b"gAMA"])[:4], "big") - _SRGB_GAMMA) < 2000
+    return True
 
 
 def metadata_chunks(metadata: Metadata) -> bytes:

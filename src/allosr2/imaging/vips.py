@@ -8,6 +8,7 @@ Nothing else imports pyvips.
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
@@ -15,11 +16,13 @@ from typing import BinaryIO
 import numpy as np
 import pyvips
 
+from allosr2.imaging import jpeg
+
 Error = pyvips.Error
 """What libvips raises; its `detail` says why."""
 
 _DTYPES = {"uchar": np.uint8, "ushort": np.uint16}
-_CMYK, _LAB = "cmyk", "labs"
+_CMYK = "cmyk"
 _LOADERS = {"PNG": "pngload_buffer", "TIFF": "tiffload_buffer", "AVIF": "heifload_buffer"}
 _NAMES = {"icc_profile": "icc-profile-data", "exif": "exif-data", "xmp": "xmp-data"}
 _KEEP = {"exif": 1, "xmp": 2, "icc_profile": 8}
@@ -27,6 +30,7 @@ _STRIP = 256
 _PHYS_BYTES = 21
 _ALL_FILTERS = 0xF8
 _NOTHING = 0
+_JUNK = re.compile(r"(\d+) extraneous bytes before marker 0x([0-9a-f]{2})")
 _TO_SRGB = {"intent": "relative", "black_point_compensation": True}
 
 
@@ -36,9 +40,8 @@ class Opened:
     def __init__(self, content: bytes, file_format: str) -> None:
         """Read the header of a PNG, TIFF or AVIF file in memory; its first page or frame."""
         # Mere warnings speak of what lies beside the pixels.
-        strictness = "error"
         self._image: pyvips.Image = getattr(pyvips.Image, _LOADERS[file_format])(
-            content, fail_on=strictness, access="sequential"
+            content, fail_on="error", access="sequential"
         )
 
     @property
@@ -47,33 +50,19 @@ class Opened:
         return self._image.height, self._image.width
 
     @property
-    def pages(self) -> int:
-        """Pages or frames in the file."""
-        return self._image.get_n_pages()
-
-    @property
     def depth(self) -> int:
         """Bits of a sample as stored."""
         fields: list[str] = self._image.get_fields()
         return int(str(self._image.get("bits-per-sample"))) if "bits-per-sample" in fields else 8
 
-    @property
-    def is_cmyk(self) -> bool:
-        """Colors are inks: c m y k."""
-        return self._image.interpretation == _CMYK
-
     def levels(self) -> np.ndarray:
         """Pixels `h w n` of uint8 or uint16: gray, RGB or CMYK, and whatever channels follow.
 
-        CIE L*a*b* becomes sRGB. Raises ValueError for samples of another kind.
+        Raises ValueError for samples of another kind.
         """
-        image = self._image
-        if image.interpretation == _LAB:
-            # The connection space of ICC profiles, as the TIFF specification's.
-            image = image.icc_export(output_profile="srgb", depth=16, **_TO_SRGB)
-        if image.format not in _DTYPES:
-            raise ValueError(f"its samples are {image.format}")
-        return _array(image)
+        if self._image.format not in _DTYPES:
+            raise ValueError(f"its samples are {self._image.format}")
+        return _array(self._image)
 
 
 def to_srgb(levels: np.ndarray, icc_profile: bytes) -> np.ndarray:
@@ -89,18 +78,44 @@ def to_srgb(levels: np.ndarray, icc_profile: bytes) -> np.ndarray:
     return _array(image.icc_transform("srgb", embedded=True, depth=depth, **_TO_SRGB))
 
 
-def decode_jpeg(content: bytes) -> np.ndarray | None:
-    """Pixels `h w n` of a JPEG file: gray, RGB or CMYK; None where libjpeg warns of anything.
+def lab_to_srgb(levels: np.ndarray) -> np.ndarray:
+    """CIE L*a*b* `h w 3` as TIFF has it as sRGB of the same dtype: relative colorimetric, as `to_srgb`.
 
-    Raises ValueError for a scan that ends early, which libjpeg warns of and paints gray. Of one that
-    ends in the last row of blocks, before a proper end marker, the warning comes too late.
+    L* is 0 to 100 in all of the range; a* and b* are signed, -128 to 127, with 8 more bits behind the
+    point in uint16 (TIFF 6.0, section 23). Its white is D50, as that of ICC profiles.
+    """
+    bits = 8 * levels.dtype.itemsize
+    zero = 1 << (bits - 1)
+    shifted = levels ^ np.array([0, zero, zero], levels.dtype)  # a* and b* from 0, without a sign
+    step = 128 / zero
+    scaled = _image(shifted).linear([100 / (2 * zero - 1), step, step], [0, -128, -128])
+    lab = scaled.copy(interpretation="lab")
+    return _array(lab.icc_export(output_profile="srgb", depth=bits, **_TO_SRGB))
+
+
+def decode_jpeg(content: bytes) -> np.ndarray | None:
+    """Pixels `h w n` of a JPEG file: gray, RGB or CMYK; None where libjpeg warns of what does no harm.
+
+    Raises ValueError where it warns of anything that it makes pixels up for. Of a scan that ends in
+    the last row of blocks, before a proper end marker, the warning comes too late.
     """
     try:
         return _array(pyvips.Image.jpegload_buffer(content, fail_on="warning", access="sequential"))
     except Error as error:
-        if "premature end" in str(error).lower():
-            raise ValueError("its scan ends early") from error
-        return None
+        warning = str(error).lower()
+    if junk := _JUNK.search(warning):
+        # Harmless by itself, and the first warning, behind which others may be: once more without.
+        length, marker = int(junk[1]), int(junk[2], 16)
+        at_end = marker == jpeg.EOI
+        clean = jpeg.without_tail(content, length) if at_end else jpeg.without_junk(content)
+        if len(clean) >= len(content):
+            raise ValueError("bytes between its scans")
+        return decode_jpeg(clean)
+    if "premature end" in warning:
+        raise ValueError("its scan ends early")
+    if "corrupt" in warning:
+        raise ValueError("its scan is damaged")
+    return None
 
 
 def save_png(stream: BinaryIO, levels: np.ndarray, chunks: bytes, header_bytes: int) -> None:
@@ -159,7 +174,8 @@ def save_tiff(
     """Write `h w n` of uint8 or uint16 as TIFF: LZW, in strips. Raises Error."""
     image = _image(levels)
     _describe(image, icc_profile=icc_profile, xmp=xmp)
-    big = levels.nbytes > 3 * 2**30  # classic offsets end at 4 GiB, and LZW may lengthen noise
+    # Classic offsets end at 4 GiB, and LZW makes noise 1.4 times longer.
+    big = levels.nbytes > 2.5 * 2**30
     image.tiffsave(str(path), compression="lzw", predictor="horizontal", bigtiff=big)
 
 
