@@ -138,3 +138,47 @@ def test_the_manifest_knows_each_result(tmp_path):
     manifest = Manifest(folder)
     assert [manifest.is_done(job.source, job.target, "key") for job in jobs] == [True, True, False]
     assert not manifest.is_done(jobs[0].source, jobs[0].target, "another key")
+
+
+def test_one_source_of_two_results(tmp_path):
+    source = save(tmp_path / "lr.png")
+    jobs = [Job(source=source, target=tmp_path / name) for name in ("a.png", "b.png")]
+    arguments = {"size_of": size_of, "manifest": Manifest(tmp_path), "key": "key"}
+    outcomes = list(upscale_files(jobs, [double], FileOptions(), **arguments))
+    assert [outcome.status for outcome in outcomes] == ["done", "done"]
+    manifest = Manifest(tmp_path)
+    assert [manifest.is_done(source, job.target, "key") for job in jobs] == [True, True]
+
+
+@pytest.mark.parametrize("replaces", [True, False])
+def test_a_file_that_appears_during_the_work(tmp_path, replaces):
+    target = tmp_path / "sr.png"
+
+    def slow(picture: Picture, where: str, progress) -> Picture:
+        target.write_bytes(b"theirs")
+        return double(picture, where, progress)
+
+    outcome = enlarge(save(tmp_path / "lr.png"), target, slow, replace=replaces)
+    if replaces:
+        assert outcome.status == "done"
+        assert Image.open(target).size == (12, 6)
+    else:
+        assert str(outcome.error).startswith(f"cannot write {target}: it exists by now; ")
+        assert target.read_bytes() == b"theirs"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lr.png", "sr.png"]
+
+
+def test_what_fails_leaves_no_folder(tmp_path):
+    def fail(picture: Picture, where: str, progress) -> Picture:
+        raise ValueError("the work failed")
+
+    target = tmp_path / "new" / "folder" / "sr.png"
+    source = save(tmp_path / "lr.png")
+    assert "does not exist" in str(enlarge(tmp_path / "missing.png", target).error)
+    assert str(enlarge(source, target, fail).error) == "the work failed"
+    assert "unknown suffix" in str(enlarge(source, target.with_suffix(".xyz")).error)
+    assert [path.name for path in tmp_path.iterdir()] == ["lr.png"]
+
+    (tmp_path / "new").touch()
+    refused = enlarge(source, target, never).error
+    assert str(refused).startswith(f"cannot write {target}: Not a directory; ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -38,6 +39,8 @@ class FileOptions:
     """Of lossy formats, from 1 to 100; None is the format's default."""
     strip_metadata: bool = False
     """Leave out EXIF, XMP and the ICC profile, by which the colors are converted to sRGB."""
+    replace: bool = True
+    """Replace a file that is in a result's place when that is whole."""
     limits: Limits = field(default_factory=Limits)
     """What a file may ask of the machine when it is read."""
 
@@ -49,9 +52,10 @@ class FileOptions:
         """Pillow's name of the format to write a job's result in; None for a suffix that names none."""
         if self.file_format not in (None, SAME):
             return self.file_format
+        same = picture.format if self.file_format == SAME else None
         if job.target is not None:
-            return FORMAT_OF_SUFFIX.get(job.target.suffix.lower())
-        return (picture.format if self.file_format == SAME else None) or "PNG"
+            return FORMAT_OF_SUFFIX.get(job.target.suffix.lower(), same)
+        return same or "PNG"
 
 
 PLAIN = FileOptions()
@@ -70,8 +74,7 @@ def upscale_files(
 ) -> Generator[Outcome]:
     """Read, enlarge and write every job; yields outcomes as `pipeline.run`, which see for the rest.
 
-    Files appear whole or not at all, their folders are made, and what stands in a target's place is
-    replaced.
+    Files appear whole or not at all, and their folders are made for the first of them.
 
     Args:
         jobs: what to enlarge and where to put it.
@@ -81,20 +84,18 @@ def upscale_files(
             refused before any work.
         manifest: records each result of a file, under `key`; None records nothing.
         key: `manifest.key_of` all that the results depend on.
-        progress: called from other threads with a job, tiles done and tiles in all.
+        progress: called from other threads with a job, parts done and parts in all.
     """
 
     def read(job: Job) -> Picture:
-        if manifest is not None and job.source is not None:
+        if manifest is not None and job.source is not None and job.target is not None:
             with suppress(OSError):  # reading says what is wrong with it
-                manifest.see(job.source)
+                manifest.see(job.source, job.target)
         source = sys.stdin.buffer if job.source is None else job.source
         picture = read_image(source, options.limits)
         if options.strip_metadata:
             picture = without_metadata(picture)
         if job.target is not None:
-            with suppress(OSError):  # so does checking the target
-                job.target.parent.mkdir(parents=True, exist_ok=True)
             size = size_of(picture.height, picture.width)
             check_target(job.target, picture, options.format_of(job, picture), size=size)
         return picture
@@ -118,11 +119,14 @@ def upscale_files(
             if manifest is not None and source is not None:
                 manifest.record(source, target, partial, key)
 
+        with suppress(OSError):  # writing says what is wrong
+            target.parent.mkdir(parents=True, exist_ok=True)
         write_image(
             target,
             picture,
             file_format=file_format,
             quality=options.quality,
+            replace=options.replace,
             before_rename=before_rename,
         )
         return Written(size, notes)
@@ -142,9 +146,15 @@ class _Stdout:
         self.size = 0
 
     def write(self, chunk: bytes) -> int:
-        self._check()
-        sys.stdout.buffer.write(chunk)
-        self.size += len(chunk)
+        rest = memoryview(chunk)
+        while rest:
+            self._check()
+            # an unbuffered stdout takes as much as the pipe has room for
+            written = sys.stdout.buffer.write(rest)
+            if not written:
+                raise BlockingIOError(errno.EAGAIN, "it takes no more for now; use a blocking pipe")
+            self.size += written
+            rest = rest[written:]
         return len(chunk)
 
     def flush(self) -> None:

@@ -7,7 +7,7 @@ import json
 import os
 import threading
 from collections.abc import Generator, Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from allosr2.errors import ConfigError
+from allosr2.storage import clear_partials, located
 
 MANIFEST = ".allosr2-manifest.jsonl"
 """Name of the file: one JSON object a line, only ever appended to."""
 LOCK = ".allosr2.lock"
 """Name of the file that a run holds locked as long as it writes into the folder."""
-PARTIAL = ".allosr2-*.part"
-"""Names of files that are not whole yet."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,11 +41,11 @@ class _Entry:
     """One result: which file it is, and all that it depends on."""
 
     target: str
-    """Path in the folder, with slashes."""
+    """Path from the folder, with slashes."""
     written: _Stamp
     """Of the partial file; the rename that makes it the target keeps both."""
     source: str
-    """Absolute path."""
+    """Likewise, so that both may be moved together; absolute where no path leads there, as to another drive."""
     read: _Stamp
     """Of the source, from before it was read."""
     key: str
@@ -64,10 +63,11 @@ class Manifest:
         """Read what `folder` has of a manifest; it need not exist. Raises ConfigError if it cannot be read."""
         self.folder = folder
         self._path = folder / MANIFEST
+        self._root = os.path.realpath(folder)
         self._lock = threading.Lock()
         self._seen: dict[Path, _Stamp] = {}
         self._entries: dict[str, _Entry] = {}
-        self._begun: dict[str, Any] = {}
+        self._tiles: dict[str, Any] = {}
         try:
             content = self._path.read_bytes() if self._path.exists() else b""
         except OSError as error:
@@ -81,29 +81,41 @@ class Manifest:
     def _take(self, line: bytes) -> None:
         try:
             values = json.loads(line)
+            if not isinstance(values, dict):
+                return
             if "begun" in values:
-                self._begun = dict(values["begun"])
+                begun = values["begun"]
+                self._tiles[_canonical(begun["asked"])] = begun["tile"]
             else:
                 written, read = _Stamp(**values.pop("written")), _Stamp(**values.pop("read"))
                 entry = _Entry(written=written, read=read, **values)
                 self._entries[entry.target] = entry
         except (ValueError, TypeError, KeyError):
-            pass  # a kill tore this line; its file never appeared
+            pass  # a kill or a full disk tore this line; its file never appeared
 
     def tile_of(self, asked: Mapping[str, Any]) -> int | None:
-        """The tile that the newest run took if it was asked for the same; None otherwise.
+        """The tile of the newest run that was asked for the same; None if there was none.
 
         Which tile `auto` comes to depends on the memory that is free at the time; going on after a kill
         must not depend on it.
         """
-        tile = self._begun.get("tile")
-        same = self._begun.get("asked") == json.loads(json.dumps(asked))
-        return tile if same and isinstance(tile, int) else None
+        tile = self._tiles.get(_canonical(asked))
+        return tile if isinstance(tile, int) else None
 
     def begin(self, asked: Mapping[str, Any], tile: int) -> None:
-        """Record what a run was asked for and which tile it takes, unless the newest one says so already."""
-        if self.tile_of(asked) != tile:
+        """Record what a run was asked for and which tile it takes, if that is not known yet.
+
+        Raises ConfigError if it cannot be written.
+        """
+        if self.tile_of(asked) == tile:
+            return
+        try:
             self._append({"begun": {"asked": asked, "tile": tile}})
+        except OSError as error:
+            raise ConfigError(
+                f"{self._path} cannot be written ({error.strerror}); "
+                "choose a folder that is writable and has room"
+            ) from error
 
     def is_done(self, source: Path, target: Path, key: str | None = None) -> bool:
         """Whether `target` is the whole result of this very `source` with the settings of `key`.
@@ -111,29 +123,40 @@ class Manifest:
         Without a key, whether it was that of any settings.
         """
         entry = self._entries.get(self._name(target))
-        if entry is None or entry.source != _absolute(source) or key not in (None, entry.key):
+        if entry is None or entry.source != self._name(source) or key not in (None, entry.key):
             return False
         try:
             return entry.written == _Stamp.of(target) and entry.read == _Stamp.of(source)
         except OSError:
             return False
 
-    def is_result(self, path: Path) -> bool:
-        """Whether a file in the folder is one that a run wrote there, unchanged since."""
-        entry = self._entries.get(self._name(path))
-        return entry is not None and entry.written == _Stamp.of(path)
+    def source_of(self, path: Path) -> Path | None:
+        """What a run made a file in the folder from, as `located`; None for a file of any other origin.
 
-    def see(self, source: Path) -> None:
-        """Note size and time of a source that is about to be read. Raises OSError."""
-        self._seen[source] = _Stamp.of(source)
+        A file that was changed since is none of a run's.
+        """
+        entry = self._entries.get(self._name(path))
+        try:
+            if entry is None or entry.written != _Stamp.of(path):
+                return None
+        except OSError:
+            return None
+        return Path(os.path.normpath(Path(self._root, entry.source)))
+
+    def see(self, source: Path, target: Path) -> None:
+        """Note size and time of a source that is about to be read for a target. Raises OSError."""
+        self._seen[target] = _Stamp.of(source)
 
     def record(self, source: Path, target: Path, partial: Path, key: str) -> None:
-        """Record that `partial`, whole and on disk, is about to become `target`. Raises OSError."""
+        """Record that `partial`, whole and on disk, is about to become `target`.
+
+        `source` was seen before it was read for `target`. Raises OSError.
+        """
         entry = _Entry(
             target=self._name(target),
             written=_Stamp.of(partial),
-            source=_absolute(source),
-            read=self._seen.pop(source),
+            source=self._name(source),
+            read=self._seen[target],
             key=key,
         )
         self._append(asdict(entry))
@@ -141,19 +164,27 @@ class Manifest:
     def _append(self, values: Mapping[str, Any]) -> None:
         line = json.dumps(values).encode() + b"\n"
         with self._lock, self._path.open("ab") as stream:
-            stream.write(b"\n" + line if self._torn else line)
-            self._torn = False
+            begin = b"\n" if self._torn else b""
+            self._torn = True  # a full disk may take a part of it
+            stream.write(begin + line)
             stream.flush()
             os.fsync(stream.fileno())
+            self._torn = False
 
-    def _name(self, target: Path) -> str:
-        return Path(os.path.relpath(target, self.folder)).as_posix()
+    def _name(self, path: Path) -> str:
+        path = located(path)
+        with suppress(ValueError):  # another drive
+            path = Path(os.path.relpath(path, self._root))
+        return path.as_posix()
 
 
 def key_of(settings: Mapping[str, Any]) -> str:
     """SHA-256 of everything that a result depends on beside its source, whatever the order of the names."""
-    canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return hashlib.sha256(_canonical(settings).encode()).hexdigest()
+
+
+def _canonical(settings: Mapping[str, Any]) -> str:
+    return json.dumps(settings, sort_keys=True, separators=(",", ":"))
 
 
 @contextmanager
@@ -179,13 +210,7 @@ def locked(folder: Path, written_into: Iterable[Path] = ()) -> Generator[None]:
             f"{folder} cannot be written ({error.strerror}); choose another folder"
         ) from error
     try:
-        for written in {folder, *written_into}:
-            for partial in written.glob(PARTIAL):
-                partial.unlink(missing_ok=True)
+        clear_partials({folder, *written_into})
         yield
     finally:
         lock.release()
-
-
-def _absolute(source: Path) -> str:
-    return os.path.abspath(source)  # noqa: PTH100 - resolve() would name what a link leads to

@@ -5,10 +5,11 @@ from __future__ import annotations
 import glob
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from allosr2.cli.console import describe, errors_console
 from allosr2.errors import AlloSR2Error, ConfigError
@@ -58,51 +59,57 @@ class Plan:
 
     jobs: tuple[Job, ...]
     folder: Path | None
-    """The folder that receives the results of several inputs; None for a single file and for stdout."""
+    """The folder that a run holds for its results; None for a single file that is named, and for stdout."""
 
 
 def plan_jobs(
     inputs: Sequence[Path],
     output: Path,
     naming: Naming | None = None,
-    is_result: Callable[[Path], bool] | None = None,
+    source_of: Callable[[Path], Path | None] = lambda _: None,
 ) -> Plan:
     """Give each input its target.
 
     An input is a file, a folder, a pattern such as `photos/*.jpg`, or `-`, which is stdin. A single file
     goes to the file `output`, or into `output` if that is a folder, or to stdout if it is `-`; everything
-    else goes into the folder `output`. Hidden files are left out, links to folders are not followed,
-    and what lies in `output` is no input, if `output` lies in a folder that is read. An input that is
-    named twice is done once.
+    else goes into the folder `output`. Hidden files are left out, and links to folders are not followed.
+    An input that is named twice, however it is written, is done once.
+
+    What earlier runs made is no input of a folder or a pattern, nor is what lies in `output`, if that lies
+    in a folder that is searched. Nor is a file, though named itself, that was made from another input:
+    a shell writes out its patterns so.
 
     Args:
         inputs: one or more.
         output: a file, a folder that need not exist, or `-`.
         naming: how results are called.
-        is_result: whether an image beside its own results is one of them, and so no input.
+        source_of: what an earlier run made a file from, as `Manifest.source_of`.
 
     Raises:
         ConfigError: for a folder or a pattern without images, results that would share a name or
-            replace an input, and an output that cannot hold them.
+            replace an input, and an output that cannot hold them or whose suffix says no format.
         ImageError: for a folder that cannot be read.
     """
     naming = naming or Naming()
-    names = _names(inputs, naming, lambda folder: _images(folder, naming, output, is_result))
+    names = _names(inputs, naming, output, source_of)
     first = next(iter(names))
-    several = len(inputs) > 1 or len(names) > 1 or inputs[0].is_dir()
+    several = len(names) > 1 or any(path.is_dir() for path in inputs)
     if output == STREAM:
         if several:
             raise ConfigError("--output is -: stdout takes one image; name a folder for several")
         return Plan(jobs=(Job(source=_file_or_stream(first), target=None),), folder=None)
+    named_alone = len(inputs) == 1 and not several and not _is_pattern(inputs[0])
     if not output.is_dir():
-        if several and _suffix_known(output):
+        is_file = output.exists() or _suffix_known(output)
+        if several and is_file:
             count = f"{len(names)} images" if len(names) > 1 else "the images of a folder"
             raise ConfigError(f"--output is {output}: {count} need a folder; name one")
-        if not several and (_suffix_known(output) or not _is_pattern(inputs[0])):
+        if named_alone or (is_file and not several):
             _check_file(output, naming)
             return Plan(jobs=_checked({first: output}), folder=None)
     targets = {source: output / name for source, name in names.items()}
-    return Plan(jobs=_checked(targets), folder=output if several else None)
+    # several commands of one file each may well write into one folder at once
+    return Plan(jobs=_checked(targets), folder=None if named_alone else output)
 
 
 def plan(inputs: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
@@ -190,64 +197,98 @@ def for_each(pairs: Sequence[tuple[Path, Path]], work: Callable[[Path, Path], No
     return exit_code
 
 
+class _Candidate(NamedTuple):
+    """A file that may be an input."""
+
+    source: Path
+    name: Path
+    """Of its result in the folder of results."""
+    searched: Path | None
+    """The folder, resolved, in which it was found; None if it was named itself."""
+
+
 def _names(
-    inputs: Sequence[Path], naming: Naming, images_of: Callable[[Path], list[Path]]
+    inputs: Sequence[Path],
+    naming: Naming,
+    output: Path,
+    source_of: Callable[[Path], Path | None],
 ) -> dict[Path, Path]:
     """Each source, and where its result goes in a folder; one named twice keeps its first place."""
-    names: dict[Path, Path] = {}
+    from allosr2.storage import located
+
+    candidates: dict[Path, _Candidate] = {}
     for path in inputs:
-        for source in _expand(path):
-            if source.is_dir():
-                for image in images_of(source):
-                    name = image.relative_to(source).with_name(naming.name(image))
-                    names.setdefault(image, name)
-            else:
-                named = Path("stdin.png") if source == STREAM else source
-                names.setdefault(source, Path(naming.name(named)))
+        for candidate in _candidates(path, naming):
+            candidates.setdefault(located(candidate.source), candidate)
+    results = output.resolve()
+
+    def is_result(place: Path, searched: Path | None) -> bool:
+        made_from = source_of(place)
+        if searched is None:  # it is asked for by name, unless a shell named everything
+            return made_from in candidates
+        inside = results != searched and results.is_relative_to(searched)
+        return made_from is not None or (inside and place.resolve().is_relative_to(results))
+
+    names = {
+        candidate.source: candidate.name
+        for place, candidate in candidates.items()
+        if not is_result(place, candidate.searched)
+    }
+    if not names:
+        raise ConfigError(
+            f"{', '.join(map(str, inputs))}: nothing but results of earlier runs; "
+            "name one of them to enlarge it again"
+        )
     return names
 
 
-def _expand(path: Path) -> Iterator[Path]:
-    """What a pattern stands for; anything that exists, or is no pattern, stands for itself."""
+def _candidates(path: Path, naming: Naming) -> list[_Candidate]:
+    """What an input stands for: a folder for its images, a pattern for what it matches, a file for itself."""
+    if path.is_dir():
+        found = _images(path, naming, path)
+        if not found:
+            remedy = (
+                "name a folder with images"
+                if naming.recursive
+                else "name another, or add -r for folders in it"
+            )
+            raise ConfigError(f"{path} holds no image; {remedy}")
+        return found
     if not _is_pattern(path):
-        yield path
-        return
-    found = sorted(Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207 - absolute ones too
-    if not found:
+        named = Path("stdin.png") if path == STREAM else path
+        return [_Candidate(path, Path(naming.name(named)), None)]
+
+    matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207 - absolute ones too
+    if not matches:
         raise ConfigError(f"{path} matches no file; check the pattern")
-    # what a pattern such as `photos/*` takes in beside images was not asked for by name
-    images = [match for match in found if _suffix_known(match)]
-    if not images:
+    searched = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
+    found: list[_Candidate] = []
+    for match in matches:
+        if match.is_dir():
+            found += _images(match, naming, searched)
+        elif _suffix_known(match):  # `photos/*` takes in what was not asked for by name
+            found.append(_Candidate(match, Path(naming.name(match)), searched.resolve()))
+    if not found:
         raise ConfigError(f"{path} matches no image; check the pattern")
-    yield from images
+    return found
+
+
+def _images(folder: Path, naming: Naming, searched: Path) -> list[_Candidate]:
+    """The images of a folder."""
+    from allosr2.imaging.io import find_images
+
+    return [
+        _Candidate(
+            image,
+            image.relative_to(folder).with_name(naming.name(image)),
+            searched.resolve(),
+        )
+        for image in find_images(folder, recursive=naming.recursive)
+    ]
 
 
 def _is_pattern(path: Path) -> bool:
     return glob.has_magic(str(path)) and not path.exists()
-
-
-def _images(
-    folder: Path, naming: Naming, output: Path, is_result: Callable[[Path], bool] | None
-) -> list[Path]:
-    """The images of a folder, without results: those in an output folder inside it, and known ones."""
-    from allosr2.imaging.io import find_images
-
-    results = output.resolve()
-    inside = results.is_relative_to(folder.resolve()) and results != folder.resolve()
-    images = [
-        image
-        for image in find_images(folder, recursive=naming.recursive)
-        if not (inside and image.resolve().is_relative_to(results))
-        and not (is_result and is_result(image))
-    ]
-    if not images:
-        remedy = (
-            "name a folder with images"
-            if naming.recursive
-            else "name another, or add -r for folders in it"
-        )
-        raise ConfigError(f"{folder} holds no image; {remedy}")
-    return images
 
 
 def _suffix_known(path: Path) -> bool:
@@ -265,6 +306,14 @@ def _check_file(output: Path, naming: Naming) -> None:
             f"--suffix is {naming.suffix}, but --output is the whole name {output}; leave --suffix out"
         )
     named, asked = FORMAT_OF_SUFFIX.get(output.suffix.lower()), naming.format
+    if named is None and asked is None:
+        if not output.suffix and not output.exists():
+            raise ConfigError(
+                f"--output: no folder {output}; make it, or name a file such as {output}.png"
+            )
+        raise ConfigError(
+            f"--output is {output}: unknown suffix; use one of {', '.join(SUFFIX_OF_FORMAT.values())}"
+        )
     if asked not in (None, "same") and named not in (None, asked.upper()):
         raise ConfigError(f"--format is {asked}, but --output is {output}; leave one of them out")
 
@@ -281,9 +330,10 @@ def _checked(targets: dict[Path, Path]) -> tuple[Job, ...]:
         # many disks do not tell A.png from a.png
         first = source_of.setdefault(str(target).casefold(), source)
         if first != source:
+            differ = first.suffix.casefold() != source.suffix.casefold()
+            remedy = "add --format same" if differ else "give each a folder of results"
             raise ConfigError(
-                f"{first} and {source} would both be written to {target}; rename one, or add "
-                "--format same if their suffixes differ"
+                f"{first} and {source} would both be written to {target}; rename one, or {remedy}"
             )
     return tuple(
         Job(source=_file_or_stream(source), target=target) for source, target in targets.items()
