@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -405,6 +406,16 @@ def test_every_tensor_counts(runner: Runner) -> None:
         fingerprints.add(runner.fingerprint())
         tensor.copy_(before)
     assert len(fingerprints) == 1 + len(tensors)
+
+
+def test_every_weight_counts(runner: Runner) -> None:
+    weight = next(t for t in runner.model.state_dict().values() if t.numel() > 1000)
+    before = runner.fingerprint()
+    for place in np.ndindex(*(min(side, 3) for side in weight.shape)):
+        weight[place] += 0.01
+        after = runner.fingerprint()
+        assert after != before
+        before = after
 
 
 def test_fidelity_counts(tiny_model: Path) -> None:

@@ -70,10 +70,10 @@ class Written(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-Tiles = Callable[[int, int], None]
-"""Called with (tiles done, tiles in all) after each tile."""
-Lane = Callable[["Picture", str, Tiles], "Picture"]
-"""The work, on one device: takes a picture, what messages call it, and what to call after each tile."""
+Progress = Callable[[int, int], None]
+"""Called with (parts done, parts in all) after each part of a picture, some fraction of a second's work."""
+Lane = Callable[["Picture", str, Progress], "Picture"]
+"""The work, on one device: takes a picture, what messages call it, and what to call after each part."""
 
 
 class Cancelled(BaseException):
@@ -102,7 +102,7 @@ def run(
         write: puts a job's result where it belongs, and calls its last argument just before that can be
             seen: it raises `Cancelled` if it is too late.
         writers: how many threads write.
-        progress: called from the lanes' threads with a job, tiles done and tiles in all.
+        progress: called from the lanes' threads with a job, parts done and parts in all.
 
     Raises:
         BaseException: whatever `jobs` raises, and what is no Exception in `read`, `lanes` and `write`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from allosr2.batch import PLAIN, FileOptions, upscale_files
-from allosr2.devices import resolve_device
-from allosr2.errors import ConfigError
+from allosr2.devices import free_memory, resolve_device
+from allosr2.errors import ConfigError, ImageError
 from allosr2.imaging.alpha import fill_transparent, opacity_bounds
 from allosr2.imaging.color import ColorFix, check_color_fix, match_color
 from allosr2.imaging.io import image_from_any
@@ -28,7 +28,7 @@ from allosr2.imaging.resize import resize, resize_rows, support
 from allosr2.imaging.size import NATIVE_SIZE, OutputSize
 from allosr2.imaging.tiling import Axis, Rows, RowsOf, blend_rows, lay_tiles, reflected
 from allosr2.model import AlloSR2
-from allosr2.pipeline import Job, Lane, Outcome
+from allosr2.pipeline import Job, Lane, Outcome, Progress
 from allosr2.runner import Runner, precision_on
 
 logger = logging.getLogger(__name__)
@@ -60,8 +60,6 @@ one of 2 px; four leave 5 %, 7 % and none.
 """
 
 Kind = TypeVar("Kind", Image.Image, np.ndarray, Tensor)
-Progress = Callable[[int, int], None]
-"""Called with (parts done, parts in all) after each part of a picture, some fraction of a second's work."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +74,8 @@ class Plan:
     """Height and width of each in pixels."""
     bytes: int
     """Most memory on the device, model included, as far as it can be told beforehand."""
+    result_bytes: int
+    """Of the result in RGB of 8 bits, which the machine's memory holds beside that."""
 
 
 class Upscaler:
@@ -203,10 +203,12 @@ class Upscaler:
     ) -> Picture:
         """Enlarge a picture with its opacity, which the model restores as it does gray; metadata stay.
 
-        `where` names it in errors. Raises ImageError as a call.
+        `where` names it in errors. Raises ImageError as a call, and for a result that memory cannot hold.
         """
         color, alpha = to_tensor(picture.color), picture.alpha
         target = size.of(picture.height, picture.width, self.model.config.scale)
+        channels = picture.color.shape[2] + (alpha is not None)
+        _check_memory(target, channels * picture.color.itemsize, where)
         opacity = None if alpha is None else to_tensor(alpha)
         restores_opacity = opacity is not None and bool((opacity != opacity[0, 0, 0, 0]).any())
         count = _Count(progress, self._parts(color, target) * (1 + restores_opacity))
@@ -294,6 +296,7 @@ class Upscaler:
             tiles=len(rows) * len(columns) * self.jitter,
             tile=tile,
             bytes=held + self._runner.bytes_of(tile[0] * tile[1]) * self._runner.batch,
+            result_bytes=3 * target[0] * target[1],
         )
 
     @property
@@ -457,6 +460,16 @@ def _bounded(
         low, high = (bound[..., at, :][..., columns] for bound in (least, greatest))
         yield torch.minimum(torch.maximum(band, low), high)
         top += band.shape[-2]
+
+
+def _check_memory(size: tuple[int, int], pixel_bytes: int, where: str) -> None:
+    """Refuse a result that is larger than the memory that is free."""
+    needed, free = size[0] * size[1] * pixel_bytes, free_memory(torch.device("cpu"))
+    if needed > free:
+        raise ImageError(
+            f"{where}: the result, {size[1]} x {size[0]} px, takes {needed / 1e9:.1f} GB and "
+            f"{free / 1e9:.1f} GB are free; ask for a smaller size, or cut the picture into parts"
+        )
 
 
 def _canvas(

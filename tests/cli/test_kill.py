@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import random
 import shutil
 import signal
@@ -156,6 +157,28 @@ def test_a_second_interrupt_leaves_whole_files(start, tmp_path):
     assert process.returncode in (130, -signal.SIGINT)
     assert list(results(tmp_path / "sr")) == ["0.png"]
     Image.open(tmp_path / "sr" / "0.png").load()
+
+
+def test_a_folder_is_done_though_nobody_reads_the_names(start, tmp_path):
+    for index in range(5):
+        save_noise(tmp_path / "lr" / f"{index}.png", 30 + index, 40)
+    process = start(tmp_path / "lr", "--output", tmp_path / "sr")
+    process.stdout.readline()
+    process.stdout.close()
+    errors = process.stderr.read().decode()
+    assert process.wait() == 0
+    assert errors.startswith("allosr2: 5 of 5 images done")
+    assert len(results(tmp_path / "sr")) == 5
+
+
+def test_an_unbuffered_stdout_gets_the_whole_picture(start, tmp_path):
+    source = save_noise(tmp_path / "lr.png", 160, 160)
+    assert start(source, "--output", tmp_path / "sr.png").wait() == 0
+    process = start(source, "--output", "-", env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    found, _ = process.communicate()
+    assert process.returncode == 0
+    assert found == (tmp_path / "sr.png").read_bytes()
+    assert len(found) > 2**17  # more than a pipe holds
 
 
 def test_a_reader_that_is_gone(start, tmp_path):

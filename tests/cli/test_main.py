@@ -57,7 +57,7 @@ def test_an_error_that_nobody_foresaw_is_one_line_too(capsys, monkeypatch):
     monkeypatch.setattr("allosr2.model.ModelConfig.read", fail)
     assert main(["info"]) == 1
     assert capsys.readouterr().err.splitlines() == [
-        "allosr2: error: RuntimeError: something broke; run with --debug for the traceback"
+        "allosr2: error: RuntimeError: something broke; allosr2 --debug VERB shows the traceback"
     ]
 
 

@@ -138,9 +138,9 @@ def test_files_that_are_no_images(run, tmp_path):
 
 def test_targets_that_cannot_be_written(run, tmp_path):
     source = save_picture(tmp_path / "lr.png")
-    assert_refused(run(source, "--output", tmp_path / "sr.xyz"), 3, "unknown suffix")
+    assert_refused(run(source, "--output", tmp_path / "sr.xyz"), 2, "unknown suffix")
     result = run(source, "--output", source / "folder" / "sr.png")  # a file stands in its place
-    assert_refused(result, 2, "cannot be made")
+    assert_refused(result, 3, "Not a directory")
     assert [path.name for path in tmp_path.iterdir()] == ["lr.png"]
 
 

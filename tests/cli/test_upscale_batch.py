@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -220,15 +222,42 @@ def test_the_report(run, photos, tmp_path):
     assert set(found["versions"]) == {"allosr2", "torch", "python"}
     assert found["interrupted"] is False
 
-    code, results, _ = run(*command, "--json", "-")  # the document alone
+    _, results, _ = run(*command, "--json", "-")  # the document alone
     assert [file["status"] for file in json.loads(results)["files"]] == [
         "skipped",
         "failed",
         "skipped",
     ]
-    code, _, errors = run(*command, "--json", tmp_path / "none" / "report.json")
+    assert run(*command, "--json", tmp_path / "new" / "report.json")[0] == 3
+    assert json.loads((tmp_path / "new" / "report.json").read_text())["files"]
+
+
+@pytest.mark.parametrize("report", ["photos/a.png", "sr/a.png", "other.jpg", "sr", "photos"])
+def test_a_report_that_would_replace_an_image_or_a_folder(run, photos, tmp_path, report):
+    before = snapshot(photos)
+    (tmp_path / "sr").mkdir()
+    command = photos / "a.png", "--output", tmp_path / "sr" / "a.png", "--json", tmp_path / report
+    code, results, errors = run(*command)
+    assert (code, results) == (2, "")
+    assert re.search(r"--json is .*: that is (an image|a folder); name a file", *errors)
+    assert snapshot(photos) == before
+    assert snapshot(tmp_path / "sr") == {}
+
+
+def test_a_report_that_cannot_be_written_hides_no_failure(run, photos, tmp_path):
+    (photos / "b.png").write_bytes(b"")
+    (tmp_path / "file").touch()
+    report = tmp_path / "file" / "report.json"
+    code, _, errors = run(photos, "--output", tmp_path / "sr", "--json", report)
     assert code == 2
-    assert "name a file in a folder that exists" in errors[0]
+    assert "b.png is empty" in errors[0]
+    assert f"{report} cannot be written" in errors[1]
+
+
+def test_a_report_goes_with_a_run(run, photos, tmp_path):
+    code, _, errors = run(photos, "--output", tmp_path / "sr", "--dry-run", "--json", "-")
+    assert (code, len(errors)) == (2, 1)
+    assert "--dry-run is none" in errors[0]
 
 
 def test_a_dry_run(run, photos, tmp_path, tiny_model):
@@ -296,6 +325,8 @@ def test_formats(run, photos, tmp_path):
     assert Image.open(tmp_path / "sr" / "a.jpg").format == "JPEG"
     assert run(photos / "a.png", "--output", tmp_path / "result", "--format", "webp")[0] == 0
     assert Image.open(tmp_path / "result").format == "WEBP"
+    assert run(photos / "a.png", "--output", tmp_path / "as_it_was", "--format", "same")[0] == 0
+    assert Image.open(tmp_path / "as_it_was").format == "PNG"
 
 
 def test_metadata_is_stripped(run, tmp_path):
@@ -316,6 +347,39 @@ def test_inputs_that_ask_too_much(run, photos, tmp_path):
         "c.png",
     ]
     assert sorted(snapshot(tmp_path / "sr")) == ["a.png"]
+    limits = [f"--max-{name}" for name in ("megapixels", "megabytes", "seconds")]
+    everything = [word for limit in limits for word in (limit, "inf")]
+    assert run(photos, "--output", tmp_path / "all", *everything)[0] == 0
+    for limit in limits:
+        for value in ("0", "-5", "nan"):
+            code, _, errors = run(photos, "--output", tmp_path / "none", f"{limit}={value}")
+            assert code == 2
+            assert re.search(r"limit of \w+ is .*: use a number above 0, or inf", *errors)
+
+
+def test_a_result_that_memory_cannot_hold(run, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("allosr2.upscaler.free_memory", lambda _: 36 * 24 * 3 - 1)
+    code, _, errors = run(photos / "a.png", "--output", tmp_path / "a.png")
+    assert code == 3
+    assert (
+        "the result, 36 x 24 px, takes 0.0 GB and 0.0 GB are free; ask for a smaller" in errors[0]
+    )
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_names_that_stdout_cannot_encode(photos, tmp_path, tiny_model):
+    (photos / "a.png").rename(photos / "ä 日本.png")
+    target = tmp_path / "sr"
+    command = [sys.executable, "-m", "allosr2", "upscale", photos, "--output", target]
+    done = subprocess.run(
+        [*map(str, command), "--model", str(tiny_model), "--device", "cpu"],
+        env=os.environ | {"PYTHONIOENCODING": "ascii:strict"},
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    assert f"{target}/\\xe4 \\u65e5\\u672c.png" in done.stdout.splitlines()
+    assert sorted(snapshot(target)) == ["b.png", "c.png", "ä 日本.png"]
 
 
 def test_the_tile_of_an_interrupted_run_is_taken_again(run, photos, tmp_path):
@@ -356,6 +420,5 @@ def test_an_interrupted_folder_says_how_to_go_on(run, photos, tmp_path, monkeypa
     assert run(photos, "--output", tmp_path / "sr")[0] == 0
     assert run(photos, "--output", tmp_path / "undisturbed")[0] == 0
     assert snapshot(tmp_path / "sr") == snapshot(tmp_path / "undisturbed")
-    assert sorted(path.name for path in (tmp_path / "sr").glob(".*")) == [LOCK, MANIFEST] or [
-        MANIFEST
-    ]
+    hidden = {path.name for path in (tmp_path / "sr").glob(".*")}
+    assert MANIFEST in hidden <= {LOCK, MANIFEST}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -14,10 +15,17 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from allosr2.errors import AlloSR2Error
 
 
+class _Results(Console):
+    """Goes on in silence when nobody reads stdout any more: the work is wanted all the same."""
+
+    def on_broken_pipe(self) -> None:
+        abandon_stdout()
+
+
 @cache
 def console() -> Console:
     """The console of results; names and figures are shown as they are, on one line each."""
-    return Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    return _Results(soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 @cache
@@ -49,7 +57,9 @@ def describe(error: Exception) -> str:
     line = " ".join(str(error).split())
     if isinstance(error, AlloSR2Error):
         return line
-    return f"{type(error).__name__}: {line or 'no message'}; run with --debug for the traceback"
+    return (
+        f"{type(error).__name__}: {line or 'no message'}; allosr2 --debug VERB shows the traceback"
+    )
 
 
 class _Lines(logging.Handler):
@@ -65,6 +75,9 @@ def set_up_logging(debug: bool) -> None:
     level = logging.DEBUG if debug else logging.INFO
     logging.basicConfig(level=logging.ERROR, handlers=[_Lines()], format="%(message)s", force=True)
     logging.getLogger("allosr2").setLevel(level)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files can be what it cannot encode
+            stream.reconfigure(errors="backslashreplace")
     if not debug:
         # The libraries read these when they are first imported, and they go on to sub-processes.
         for library in ("DIFFUSERS", "TRANSFORMERS", "HF_HUB"):

@@ -38,7 +38,8 @@ class BatchBar:
         self._jobs = len(jobs)
         self._pixels = pixels
         self._finished = 0
-        self._pixels_finished = 0.0
+        self._pixels_finished = 0
+        self._pixels_failed = 0
         self._started = time.monotonic()
         self._running: dict[Job, float] = {}
         self._lock = threading.Lock()
@@ -67,7 +68,9 @@ class BatchBar:
         """A job is finished, well or badly."""
         with self._lock:
             self._running.pop(outcome.job, None)
-            self._pixels_finished += self._pixels.get(outcome.job, 0)
+            pixels = self._pixels.get(outcome.job, 0)
+            self._pixels_finished += pixels
+            self._pixels_failed += pixels * (outcome.status == "failed")
             self._finished += 1
             self._show()
 
@@ -82,7 +85,7 @@ class BatchBar:
             self._task,
             completed=pixels,
             files=f"{self._finished}/{self._jobs}",
-            rate=pixels / 1e6 / max(time.monotonic() - self._started, 1e-3),
+            rate=(pixels - self._pixels_failed) / 1e6 / max(time.monotonic() - self._started, 1e-3),
         )
 
 
@@ -165,12 +168,20 @@ def document(
     return json.dumps(report, indent=2) + "\n"
 
 
-def check_report(path: Path | None) -> None:
-    """Refuse, before any work is done, a report that cannot be written. Raises ConfigError."""
+def check_report(path: Path | None, jobs: Sequence[Job]) -> None:
+    """Refuse, before any work is done, a report that would replace an image or is a folder.
+
+    Raises ConfigError.
+    """
+    from allosr2.imaging.io import FORMAT_OF_SUFFIX
+
     if path is None or path == STDOUT:
         return
-    if path.is_dir() or not path.parent.is_dir():
-        raise ConfigError(f"--json is {path}: name a file in a folder that exists")
+    images = {name.absolute() for job in jobs for name in (job.source, job.target) if name}
+    if path.suffix.lower() in FORMAT_OF_SUFFIX or path.absolute() in images:
+        raise ConfigError(f"--json is {path}: that is an image; name a file such as report.json")
+    if path.is_dir():
+        raise ConfigError(f"--json is {path}: that is a folder; name a file in it")
 
 
 def write_report(path: Path, text: str) -> None:
@@ -182,6 +193,7 @@ def write_report(path: Path, text: str) -> None:
         console().file.flush()
         return
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_text(path, text)
     except OSError as error:
         raise ConfigError(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -110,7 +111,7 @@ class Upscale:
     """Seed of PyTorch's generator. The models draw nothing: equal inputs give equal files with any seed."""
 
     max_megapixels: float = 150
-    """Refuse inputs of more millions of pixels."""
+    """Refuse inputs of more millions of pixels; `inf` refuses none."""
     max_megabytes: float = 2000
     """Refuse input files of more millions of bytes."""
     max_seconds: float = 60
@@ -126,7 +127,8 @@ def upscale(config: Upscale) -> int:
 
     size, options = _size(config), _options(config)
     naming = Naming(format=config.format, suffix=config.suffix, recursive=config.recursive)
-    plan = plan_jobs(config.inputs, config.output, naming, Manifest(config.output).is_result)
+    plan = plan_jobs(config.inputs, config.output, naming, Manifest(config.output).source_of)
+    check_report(config.json, plan.jobs)
     manifest = None if plan.folder is None else Manifest(plan.folder)
     # what no run has written is in the way whatever the model is: said before one is loaded
     sort_out(plan.jobs, config.existing, _is_done(manifest))
@@ -139,6 +141,7 @@ def upscale(config: Upscale) -> int:
     upscalers = _load(config, None if manifest is None else manifest.tile_of(asked))
     settings = {**upscalers[0].settings, **asdict(size)}
     settings |= {"quality": config.quality, "strip_metadata": config.strip_metadata}
+    settings["version"] = version("allosr2")
     # not what `--tile auto` came to, which depends on the memory that happens to be free
     asked_tiles = {"tile": config.tile, "overlap": config.overlap, "batch": None}
     key = key_of({**settings, **asked_tiles})
@@ -146,7 +149,7 @@ def upscale(config: Upscale) -> int:
         from allosr2.cli.forecast import print_forecast
 
         to_do, passed_over = sort_out(plan.jobs, config.existing, _is_done(manifest, key))
-        return print_forecast(to_do, passed_over, upscalers, size, options.limits)
+        return print_forecast(to_do, passed_over, upscalers, size, options)
 
     def size_of(height: int, width: int) -> tuple[int, int]:
         return size.of(height, width, upscalers[0].model.config.scale)
@@ -154,7 +157,7 @@ def upscale(config: Upscale) -> int:
     with _held(plan) as manifest:
         to_do, passed_over = sort_out(plan.jobs, config.existing, _is_done(manifest, key))
         if manifest is not None:
-            manifest.begin(asked, upscalers[0].settings["tile"])
+            manifest.begin(asked, upscalers[0].tile)
         bar = BatchBar(to_do, pixels_of_results(to_do, size_of, options.limits))
         results = upscale_files(
             to_do,
@@ -192,13 +195,13 @@ def _conclude(
     interrupted: bool,
 ) -> int:
     """List failures, sum up, write the report; returns the exit code."""
-    if config.json is not None:
-        write_report(config.json, document(outcomes, seconds, settings, interrupted=interrupted))
     failures = [(outcome.job.name, outcome.error) for outcome in outcomes if outcome.error]
     if any(isinstance(error, BrokenPipeError) for _, error in failures):
         abandon_stdout()
         return 1  # the picture is lost; its reader knows why
     exit_code = list_failures(failures)
+    if config.json is not None:
+        write_report(config.json, document(outcomes, seconds, settings, interrupted=interrupted))
     line = summary(outcomes, len(plan.jobs), seconds)
     if interrupted:
         if plan.folder is None:
@@ -215,7 +218,8 @@ def _conclude(
 def _check_streams(config: Upscale) -> None:
     if not config.inputs:
         raise ConfigError("no input; name image files or a folder of them")
-    check_report(config.json)
+    if config.json is not None and config.dry_run:
+        raise ConfigError("--json reports on a run, and --dry-run is none; leave one out")
     if config.output == STREAM:
         if config.json == STREAM:
             raise ConfigError("--output and --json are both -: stdout takes one; give one a file")
@@ -243,9 +247,10 @@ def _options(config: Upscale) -> FileOptions:
         file_format=config.format if config.format in (None, "same") else config.format.upper(),
         quality=config.quality,
         strip_metadata=config.strip_metadata,
+        replace=config.existing == "overwrite",
         limits=Limits(
-            pixels=round(config.max_megapixels * 1e6),
-            bytes=round(config.max_megabytes * 1e6),
+            pixels=config.max_megapixels * 1e6,
+            bytes=config.max_megabytes * 1e6,
             seconds=config.max_seconds,
         ),
     )
@@ -282,7 +287,7 @@ def _load(config: Upscale, recorded_tile: int | None) -> list[Upscaler]:
             jitter=config.jitter,
         )
         upscalers.append(upscaler)
-        tile = upscaler.settings["tile"]
+        tile = upscaler.tile
     return upscalers
 
 
@@ -296,13 +301,13 @@ def _is_done(manifest: Manifest | None, key: str | None = None) -> Callable[[Pat
 def _held(plan: Plan) -> Generator[Manifest | None]:
     """Make the folder of the results and hold it, with its manifest, which a single file does without."""
     from allosr2.manifest import Manifest, locked
+    from allosr2.storage import clear_partials
 
-    parents = {job.target.parent for job in plan.jobs if job.target}
+    written_into = {job.target.resolve().parent for job in plan.jobs if job.target}
     if plan.folder is None:
-        for parent in parents:
-            make_folder(parent)
+        clear_partials(written_into)
         yield None
         return
     make_folder(plan.folder)
-    with locked(plan.folder, parents):
+    with locked(plan.folder, written_into):
         yield Manifest(plan.folder)
