@@ -21,7 +21,7 @@ import tyro
 from torch import Tensor
 
 from allosr2 import Upscaler
-from allosr2.imaging.io import find_images, read_image
+from allosr2.imaging.io import find_images, read_image, read_size
 from allosr2.imaging.picture import to_tensor
 from allosr2.imaging.resize import resize
 from allosr2.model import AlloSR2
@@ -40,7 +40,7 @@ class Seams:
     side: int = 1024
     """Of the results in pixels."""
     every: int = 4
-    """Measure every so many-th photograph."""
+    """Measure every so many-th photograph of those that are large enough."""
     tile: int = 576
     """As `Upscaler` takes it; 576 is what `auto` takes."""
     overlap: int | None = None
@@ -75,7 +75,8 @@ def seams(options: Seams) -> None:
             near[border - _NEAR : border + _NEAR] = True
     border, inside = _cross(near), ~_cross(shared | near)
     errors: list[Tensor] = []
-    for path in find_images(options.photos)[:: options.every]:
+    large = [path for path in find_images(options.photos) if min(read_size(path)) >= options.side]
+    for path in large[:: options.every]:
         lr = _center(to_tensor(read_image(path).color), options.side // 4)
         squared = (tiled(lr) - whole(lr)).square().mean(dim=1)[0]
         errors.append(torch.stack([squared.mean(), squared[border].mean(), squared[inside].mean()]))
