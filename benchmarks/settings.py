@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -58,6 +58,8 @@ class Options:
     """Model folder or name."""
     every: int = 1
     """Measure every so many-th pair."""
+    tables: tuple[Literal["color", "jitter", "fidelity"], ...] = ("color", "jitter", "fidelity")
+    """Which are measured."""
     plot: Path | None = None
     """Draw the curve of PSNR against LPIPS over the fidelity into this file."""
 
@@ -93,13 +95,16 @@ def main(options: Options) -> None:
             )
         return torch.tensor(rows).mean(0).tolist()
 
-    _table("color fix", [(_named(fix), measure(fix)) for fix in COLOR_FIXES])
-    _table("jitter", [(str(n), measure({"jitter": n})) for n in JITTERS])
-    curve = [(fidelity, measure({"fidelity": fidelity})) for fidelity in FIDELITIES]
-    _table("fidelity", [(f"{fidelity:g}", means) for fidelity, means in curve])
+    if "color" in options.tables:
+        _table("color fix", [(_named(fix), measure(fix)) for fix in COLOR_FIXES])
+    if "jitter" in options.tables:
+        _table("jitter", [(str(n), measure({"jitter": n})) for n in JITTERS])
+    if "fidelity" in options.tables:
+        curve = [(fidelity, measure({"fidelity": fidelity})) for fidelity in FIDELITIES]
+        _table("fidelity", [(f"{fidelity:g}", means) for fidelity, means in curve])
+        if options.plot is not None:
+            _plot(options.plot, curve, pairs, lpips)
     print(f"{len(pairs)} pairs; torch {torch.__version__}, {torch.get_num_threads()} threads")
-    if options.plot is not None:
-        _plot(options.plot, curve, pairs, lpips)
 
 
 def _read(path: Path) -> Float[Tensor, "1 3 h w"]:

@@ -85,7 +85,7 @@ def test_a_bad_file_stops_no_other(run, tmp_path):
     assert len(errors) == 3
     assert "b.png is empty" in errors[0]
     assert "d.png cannot be decoded" in errors[1]
-    assert re.fullmatch(r"allosr2: 2 of 4 images done, 2 failed, \d\.\d MP/s", errors[2])
+    assert re.fullmatch(r"allosr2: 2 of 4 images done, 2 failed, \d\.\d\d MP/s", errors[2])
 
 
 def test_several_files_need_a_folder(run, tmp_path):

@@ -80,7 +80,7 @@ def test_a_tree(run, photos, tmp_path, tiny_model):
     names = ["a_x4.png", "b_x4.png", "c_x4.png", "deep/d_x4.png"]
     assert code == 0
     assert results.splitlines() == [str(tmp_path / "sr" / name) for name in names]
-    assert re.fullmatch(r"allosr2: 4 of 4 images done, \d\.\d MP/s", *errors)
+    assert re.fullmatch(r"allosr2: 4 of 4 images done, \d\.\d\d MP/s", *errors)
     assert sorted(snapshot(tmp_path / "sr")) == names
     expected = Upscaler.from_pretrained(tiny_model, device="cpu")(Image.open(photos / "deep/d.png"))
     found = np.asarray(Image.open(tmp_path / "sr/deep/d_x4.png"))

@@ -45,7 +45,7 @@ class BatchBar:
         self._lock = threading.Lock()
         name = jobs[0].name if len(jobs) == 1 else f"{len(jobs)} images"
         self._bar: Progress = progress_bar(
-            TextColumn("{task.fields[files]} files"), TextColumn("{task.fields[rate]:.1f} MP/s")
+            TextColumn("{task.fields[files]} files"), TextColumn("{task.fields[rate]:.2f} MP/s")
         )
         self._task = self._bar.add_task(
             name, total=sum(pixels.values()) or None, files=f"0/{len(jobs)}", rate=0.0
@@ -140,10 +140,10 @@ def totals(outcomes: Sequence[Outcome], seconds: float) -> dict[str, float]:
 
 
 def summary(outcomes: Sequence[Outcome], jobs: int, seconds: float) -> str:
-    """A batch in one line: "38 of 40 images done, 2 failed, 1.2 MP/s"."""
+    """A batch in one line: "38 of 40 images done, 2 failed, 1.23 MP/s"."""
     total = totals(outcomes, seconds)
     others = "".join(f", {total[name]} {name}" for name in ("skipped", "failed") if total[name])
-    rate = f", {total['megapixels_per_second']:.1f} MP/s" if total["done"] else ""
+    rate = f", {total['megapixels_per_second']:.2f} MP/s" if total["done"] else ""
     return f"{total['done']} of {jobs} images done{others}{rate}"
 
 
