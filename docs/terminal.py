@@ -18,7 +18,7 @@ from PIL import Image
 from rich.console import Console
 from rich.text import Text
 
-COLUMNS, LINES = 104, 24
+COLUMNS, LINES = 120, 24
 PROMPT = "$ "
 SESSION = "allosr2-terminal"
 # Rich's own format without the fonts that it has a browser fetch.
@@ -57,7 +57,7 @@ def main(target: Path) -> None:
         finally:
             tmux("kill-session", "-t", SESSION)
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), color_system="truecolor")
-    console.print(Text.from_ansi("\n".join(screens)))
+    console.print(Text.from_ansi("\x1b[0m\n".join(screens)))
     target.write_text(console.export_svg(title="allosr2 upscale", code_format=FORMAT))
 
 

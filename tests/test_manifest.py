@@ -273,3 +273,17 @@ def test_partial_files_are_cleared_away(tmp_path):
     with locked(tmp_path, [deep, tmp_path / "not made yet"]):
         found = sorted(path.name for path in tmp_path.rglob("*.part"))
     assert found == ["photo.part", "photo.part"]
+
+
+def test_a_kill_before_a_result_is_replaced_leaves_the_former_one_known(source, target, tmp_path):
+    manifest = Manifest(tmp_path / "sr")
+    write(manifest, source, target)
+    manifest.see(source, target)
+    partial = target.with_name(".allosr2-1.part")
+    partial.write_bytes(b"another result")
+    manifest.record(source, target, partial, key_of({"scale": 2}))
+    # killed here, before the rename
+    again = Manifest(tmp_path / "sr")
+    assert again.source_of(target) == source
+    assert again.is_done(source, target, KEY)
+    assert not again.is_done(source, target, key_of({"scale": 2}))

@@ -120,7 +120,8 @@ def upscale_files(
                 manifest.record(source, target, partial, key)
 
         with suppress(OSError):  # writing says what is wrong
-            target.parent.mkdir(parents=True, exist_ok=True)
+            # where a link leads to, if it is one
+            Path(os.path.realpath(target)).parent.mkdir(parents=True, exist_ok=True)
         write_image(
             target,
             picture,

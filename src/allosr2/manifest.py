@@ -66,7 +66,7 @@ class Manifest:
         self._root = os.path.realpath(folder)
         self._lock = threading.Lock()
         self._seen: dict[Path, _Stamp] = {}
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, list[_Entry]] = {}
         self._tiles: dict[str, Any] = {}
         try:
             content = self._path.read_bytes() if self._path.exists() else b""
@@ -89,7 +89,8 @@ class Manifest:
             else:
                 written, read = _Stamp(**values.pop("written")), _Stamp(**values.pop("read"))
                 entry = _Entry(written=written, read=read, **values)
-                self._entries[entry.target] = entry
+                # a kill before the rename leaves the former file, which the line before is of
+                self._entries.setdefault(entry.target, []).append(entry)
         except (ValueError, TypeError, KeyError):
             pass  # a kill or a full disk tore this line; its file never appeared
 
@@ -122,11 +123,11 @@ class Manifest:
 
         Without a key, whether it was that of any settings.
         """
-        entry = self._entries.get(self._name(target))
+        entry = self._entry_of(target)
         if entry is None or entry.source != self._name(source) or key not in (None, entry.key):
             return False
         try:
-            return entry.written == _Stamp.of(target) and entry.read == _Stamp.of(source)
+            return entry.read == _Stamp.of(source)
         except OSError:
             return False
 
@@ -135,13 +136,17 @@ class Manifest:
 
         A file that was changed since is none of a run's.
         """
-        entry = self._entries.get(self._name(path))
+        entry = self._entry_of(path)
+        return None if entry is None else Path(os.path.normpath(Path(self._root, entry.source)))
+
+    def _entry_of(self, path: Path) -> _Entry | None:
+        """The newest record of a file as it is now."""
+        entries = self._entries.get(self._name(path), [])
         try:
-            if entry is None or entry.written != _Stamp.of(path):
-                return None
+            stamp = _Stamp.of(path) if entries else None
         except OSError:
             return None
-        return Path(os.path.normpath(Path(self._root, entry.source)))
+        return next((entry for entry in reversed(entries) if entry.written == stamp), None)
 
     def see(self, source: Path, target: Path) -> None:
         """Note size and time of a source that is about to be read for a target. Raises OSError."""

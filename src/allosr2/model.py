@@ -68,8 +68,8 @@ class AlloSR2(nn.Module):
     def merge(self, fidelity: float = 0.0) -> AlloSR2:
         """Merge the adapters into the weights, for inference.
 
-        `fidelity` 0 is the model as it was trained. Up to 1, the two ways in which it moves the LR latents, by the
-        encoder's adapters and by the step, are scaled by 1 - fidelity; at 1 an image passes through the
+        `fidelity` 0 is the model as it was trained. Up to 1, the two ways in which it moves the LR latents, by
+        the encoder's adapters and by the step, are scaled by 1 - fidelity; at 1 an image passes through the
         base's codec and nothing else. The transformer's adapters stay whole: half of them is not half of a
         velocity, and gave worse results than either end. Not of the paper; PiSA-SR (arXiv:2412.03017) scales
         two adapters at inference to this end. Raises ConfigError out of [0, 1].

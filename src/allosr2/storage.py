@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -32,18 +33,21 @@ def partial_of(target: Path) -> Path:
     return target.with_name(f".allosr2-{os.getpid()}-{token}.part")
 
 
-def clear_partials(folders: Iterable[Path]) -> None:
+def clear_partials(folders: Iterable[Path], *, idle: float = 0.0) -> None:
     """Remove what processes that are gone left half-written in folders, which need not exist.
 
     What a live process is writing stays, as does what may not be removed. Processes of other machines
-    and containers count as gone.
+    and containers count as gone: where they may be at work, only what nobody has written to for `idle`
+    seconds is removed.
     """
+    latest = time.time() - idle
     for folder in folders:
         for path in folder.glob(".allosr2-*.part"):
             name = PARTIAL.fullmatch(path.name)
             if name and not _is_written(int(name["process"]), name["token"]):
                 with suppress(OSError):
-                    path.unlink()
+                    if path.stat().st_mtime <= latest:
+                        path.unlink()
 
 
 def _is_written(process: int, token: str) -> bool:

@@ -398,10 +398,12 @@ def test_the_same_list_of_a_shell_again(upscale):
 
 def test_a_single_file_clears_what_a_kill_left_beside_it(upscale, tmp_path):
     left, theirs = f".allosr2-{os.getpid()}-0.part", f".allosr2-{os.getppid()}-0.part"
-    for name in (left, theirs):
+    new = f".allosr2-{os.getpid()}-1.part"  # maybe of another container, at work right now
+    for name in (left, theirs, new):
         (tmp_path / name).touch()
+    os.utime(tmp_path / left, (0, 0))
     assert upscale("g/a.png", "--output", "a.png")[:2] == (0, ["a.png"])
-    assert {path.name for path in tmp_path.iterdir()} == {"g", "a.png", theirs}
+    assert {path.name for path in tmp_path.iterdir()} == {"g", "a.png", theirs, new}
 
 
 def test_a_single_file_that_fails_leaves_no_folder(upscale, tmp_path):

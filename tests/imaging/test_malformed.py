@@ -123,6 +123,15 @@ def test_many_texts_beside_the_pixels_take_no_memory():
     assert peak_bytes() - before < 2**27
 
 
+@pytest.mark.parametrize("orientation", [b"<tiff:Orientation ", b"tiff:Orientation =      "])
+def test_xmp_that_never_closes_takes_no_time(orientation):
+    """Half an hour, if each were searched to the end; regular expressions cannot be interrupted."""
+    packet = orientation * 200_000
+    extra = png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(packet))
+    picture = decode(png(extra=extra), Limits(), "a.png")
+    assert picture.metadata.xmp == packet
+
+
 def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
@@ -174,6 +183,29 @@ def test_bytes_between_the_segments_of_a_jpeg_are_passed_over(options):
         behind + whole,  # another picture behind the first
     ):
         np.testing.assert_array_equal(decode(content, Limits(), "a.jpg").color, expected)
+
+
+def test_a_thumbnail_is_not_taken_for_the_picture():
+    """It has a scan and an end marker of its own, before the picture's."""
+    small, stream = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (16, 16), "red").save(small, "JPEG")
+    thumbnail = b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0" + small.getvalue()
+    y, x = np.indices((40, 32), np.uint8) * 6
+    Image.fromarray(np.dstack([x, y, x])).save(stream, "JPEG", progressive=True, exif=thumbnail)
+    whole = stream.getvalue()
+    found = decode(whole[:-2] + bytes(16) + whole[-2:], Limits(), "a.jpg").color
+    np.testing.assert_array_equal(found, np.asarray(Image.open(stream)))
+
+
+def test_a_warning_behind_which_others_may_be_is_said():
+    stream = io.BytesIO()
+    Image.new("RGB", (32, 32), "red").save(stream, "JPEG")
+    content = bytearray(stream.getvalue())
+    scan = content.index(b"\xff\xda")
+    length = int.from_bytes(content[scan + 2 : scan + 4], "big")
+    content[scan + 2 + length - 3 : scan + 2 + length] = bytes(3)  # spectral selection, T.81 B.2.3
+    (note,) = decode(bytes(content), Limits(), "a.jpg").notes
+    assert "look whether the picture is whole" in note
 
 
 def test_junk_does_not_hide_that_a_scan_ends_early():

@@ -556,3 +556,65 @@ def test_xmp_and_profile_of_either_type(tmp_path, kind):
     picture = read_image(tmp_path / "a.tif")
     assert picture.metadata.xmp == xmp
     assert picture.notes == ("ICC profile left out: it is none of RGB",)
+
+
+@pytest.mark.parametrize("compression", ["zstd", "lzma", "tiff_lzw", "raw"])
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_orientation_is_applied_once_whoever_decodes(tmp_path, compression, orientation):
+    stored = levels_of(np.uint8, 3)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    path = tmp_path / "a.tif"
+    Image.fromarray(stored).save(path, compression=compression, exif=exif)
+    expected = np.rot90(stored, 2 if orientation == 3 else -1)
+    np.testing.assert_array_equal(read_image(path).color, expected)
+    assert read_size(path) == expected.shape[:2]
+
+
+def test_12_bits_are_turned_once():
+    packed = bytes([0x12, 0x3A, 0xBC, 0x45, 0x67, 0x89])  # 0x123 0xabc, 0x456 0x789
+    tags = {256: 2, 257: 2, 258: 12, 259: 1, 262: 1, 274: 3, 277: 1, 278: 2}
+    content = tiff({tag: (3, [value]) for tag, value in tags.items()}, [packed])
+    found = decode(content, Limits(), "a.tif").color[..., 0] >> 4
+    assert found.tolist() == [[0x789, 0x456], [0xABC, 0x123]]
+
+
+def test_directories_that_overlap():
+    """Of which a small file can have any number."""
+    page = {tag: (3, [value]) for tag, value in {256: 8, 257: 8, 258: 8, 262: 1, 277: 1}.items()}
+    content = bytearray(tiff({**page, 259: (3, [1]), 278: (3, [8])}, [bytes(64)]))
+    start = len(content)
+    struct.pack_into("<I", content, start - 4, start)
+    content += b"\xff" * (2 + 12 * 65_535 + 4)
+    content[start + 2 + 12 * 65_535 :] = struct.pack("<I", start + 4)
+    content += b"\xff" * 8
+    with pytest.raises(ImageError, match=r"its directories overlap|cut off before its end"):
+        decode(bytes(content), Limits(), "a.tif")
+
+
+def test_many_channels_are_not_decoded(tmp_path):
+    levels = np.zeros((8, 8, 60), np.uint8)
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, levels, photometric="minisblack", planarconfig="contig")
+    with pytest.raises(ImageError, match=f"59 channels beside its colors, {NOT_READ}"):
+        read_image(path)
+
+
+def test_a_damaged_tag_beside_the_picture_is_left_out(tmp_path):
+    levels = levels_of(np.uint8, 3)
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(
+        path,
+        levels,
+        photometric="rgb",
+        software="a long name",
+        extratags=[(315, 2, 0, "somebody", True)],
+    )
+    content = path.read_bytes()
+    at = content.index(struct.pack("<HH", 305, 2))
+    damaged = bytearray(content)
+    struct.pack_into("<I", damaged, at + 8, len(content) + 100)
+    picture = decode(bytes(damaged), Limits(), "a.tif")
+    np.testing.assert_array_equal(picture.color, levels)
+    assert b"somebody" in (picture.metadata.exif or b"")
+    assert b"a long name" not in (picture.metadata.exif or b"")

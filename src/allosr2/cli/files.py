@@ -75,9 +75,9 @@ def plan_jobs(
     else goes into the folder `output`. Hidden files are left out, and links to folders are not followed.
     An input that is named twice, however it is written, is done once.
 
-    What earlier runs made is no input of a folder or a pattern, nor is what lies in `output`, if that lies
-    in a folder that is searched. Nor is a file, though named itself, that was made from another input:
-    a shell writes out its patterns so.
+    What earlier runs made in `output` is no input of a folder or a pattern, nor is what lies in `output`,
+    if that lies in a folder that is searched. Nor is a file, though named itself, that was made from
+    another input: a shell writes out its patterns so.
 
     Args:
         inputs: one or more.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 QUICK = 5.0
 """Seconds; a tile that takes no longer is made three times, as the first one warms up as well."""
 
-_STAND_IN = Picture(color=np.zeros((1, 1, 3), np.uint8))
+_STAND_IN = Picture(color=np.zeros((1, 1, 3), np.uint8), format="PNG")
 """For what is known of a picture before it is read."""
 
 

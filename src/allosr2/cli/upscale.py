@@ -118,6 +118,10 @@ class Upscale:
     """Refuse inputs that take longer to decode."""
 
 
+_IDLE = 600.0
+"""Seconds after which a half-written file of an unknown process is taken for abandoned."""
+
+
 def upscale(config: Upscale) -> int:
     """Enlarge every input; returns the exit code."""
     _check_streams(config)
@@ -305,7 +309,7 @@ def _held(plan: Plan) -> Generator[Manifest | None]:
 
     written_into = {job.target.resolve().parent for job in plan.jobs if job.target}
     if plan.folder is None:
-        clear_partials(written_into)
+        clear_partials(written_into, idle=_IDLE)  # nothing holds the folder for this run alone
         yield None
         return
     make_folder(plan.folder)

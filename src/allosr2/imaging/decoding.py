@@ -36,6 +36,8 @@ class _Stored:
     icc_profile: bytes | None
     orientation: int
     frames: int = 1
+    doubtful: bool = False
+    """Its decoder warns of something, after which it does not say whether all is there."""
     srgb: bool = True
     """What has no profile is sRGB, as far as the file says."""
 
@@ -135,7 +137,9 @@ def _decode_tiff(content: bytes, limits: Limits, where: str) -> _Stored:
     stream = io.BytesIO(content)
     layout = _tiff_layout(stream, limits, where)
     pages = tiff.count_pages(stream)
+    orientation = _orientation(layout.exif, layout.xmp)
     if layout.pillow:
+        orientation = 1  # Pillow turns a TIFF upright as it loads it
         with pillow.open_image(content, "TIFF") as image:
             check_pixels(image.height, image.width, limits, where)
             image.load()
@@ -156,7 +160,7 @@ def _decode_tiff(content: bytes, limits: Limits, where: str) -> _Stored:
         exif=layout.exif,
         xmp=layout.xmp,
         icc_profile=None if layout.lab else layout.icc_profile,
-        orientation=_orientation(layout.exif, layout.xmp),
+        orientation=orientation,
         frames=pages,
     )
 
@@ -176,12 +180,10 @@ def _decode_jpeg(content: bytes, limits: Limits, where: str) -> _Stored:
     with pillow.open_image(content, "JPEG") as image:
         check_pixels(image.height, image.width, limits, where)
         samples = vips.decode_jpeg(content)
-        if samples is None:  # bytes between the segments; Pillow passes them over
-            image.load()
-            levels = pillow.levels_of(image, where)
-        else:
-            levels = Levels(samples)
-        return _stored_of(image, levels)
+        if samples is not None:
+            return _stored_of(image, Levels(samples))
+        image.load()
+        return replace(_stored_of(image, pillow.levels_of(image, where)), doubtful=True)
 
 
 def _decode_webp(content: bytes, limits: Limits, where: str) -> _Stored:
@@ -278,6 +280,8 @@ def _upright(stored: _Stored, file_format: str) -> Picture:
     icc_profile = stored.icc_profile
     if stored.frames > 1:
         notes.append(f"the first of {stored.frames} frames")
+    if stored.doubtful:
+        notes.append("its decoder warns of an odd structure: look whether the picture is whole")
     if icc_profile is None and not stored.srgb:
         notes.append("taken for sRGB: it says without a profile that it is something else")
     if color.shape[2] == 4:

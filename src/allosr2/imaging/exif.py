@@ -139,7 +139,7 @@ class Directory:
 def parse(block: bytes, *, strict: bool = True) -> Directory:
     """The first directory (IFD0) of an EXIF block, with or without its prefix.
 
-    The second one, a thumbnail, is left out; so are nested directories that are damaged, entries of
+    The second one, a thumbnail, is left out; so are damaged entries of nested directories, entries of
     unknown type, whose length nobody knows, and offsets to directories of other kinds, which would
     point nowhere.
 
@@ -151,8 +151,10 @@ def parse(block: bytes, *, strict: bool = True) -> Directory:
         ValueError: for what is no TIFF structure; if strict, for a directory or values beyond the end
             of the block, and values that share their bytes so that they are far longer than it.
     """
-    while block.startswith(PREFIX):
-        block = block[len(PREFIX) :]
+    start = 0
+    while block.startswith(PREFIX, start):
+        start += len(PREFIX)
+    block = block[start:]
     room = _SHARED * len(block)
     source = _Source(io.BytesIO(block), room=room, longest=room)
     found, whole = source.directory(source.first)
@@ -276,7 +278,7 @@ class _Source:
             pointer = stored.number(tag)
             if pointer is not None:
                 inner, inner_whole = self.directory(pointer, tag)
-                if inner_whole:
+                if inner or inner_whole:
                     nested[tag] = inner
         classic = {
             tag: entry

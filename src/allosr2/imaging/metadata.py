@@ -27,7 +27,7 @@ _OF_AN_ARRAY = (b'{"shape":', b"ImageJ=")
 
 # In an attribute of rdf:Description, or an element in it (XMP specification part 1, 7.9.2.2).
 _XMP_ORIENTATION = re.compile(
-    rb"""(tiff:Orientation\s*=\s*["']|<tiff:Orientation[^>]*>)\s*([1-8])\s*(?=["'<])"""
+    rb"""(tiff:Orientation\s{0,20}=\s{0,20}["']|<tiff:Orientation[^<>]{0,200}>)\s{0,20}([1-8])\s{0,20}(?=["'<])"""
 )
 
 _CHANNELS = {b"GRAY": 1, b"RGB ": 3}

@@ -62,8 +62,16 @@ _STORAGE_TAGS = frozenset(
     | {_TILE_WIDTH, _TILE_HEIGHT, *_FAX_OPTIONS}
 )
 """How samples are stored, whatever they mean."""
+_NEEDED_TAGS = _STORAGE_TAGS.union(
+    {_BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _EXTRA, _FORMAT, _COLOR_MAP, _INKS, _SUBSAMPLING},
+    {_XMP, _ICC},
+    *_PLACES,
+)
+"""What a picture is not right without."""
 _MADE_UP_TAGS = frozenset({274, 282, 283, 296})
 
+_MOST_OTHERS = 4
+"""Channels that may follow the colors: they are decoded to be left out, but for opacity."""
 _UNSIGNED = frozenset({1, SHORT, 4, 13, 16, 18})
 """Types of whole numbers."""
 _MOST_NUMBERS_BYTES = 2**24
@@ -157,6 +165,7 @@ def _unread(tags: _Tags, layout: Layout, photometric: int, compression: int) -> 
         ),
         (f"compression {compression}", compression not in _OF_LIBVIPS | _OF_PILLOW),
         (f"colors of kind {photometric}", photometric not in _COLORS),
+        (f"{layout.others} channels beside its colors", layout.others > _MOST_OTHERS),
         ("samples of different bits", len(set(_bits(tags))) > 1),
         (
             f"{bits}-bit samples",
@@ -191,13 +200,17 @@ def _bits(tags: _Tags) -> tuple[int, ...]:
 def count_pages(stream: BinaryIO) -> int:
     """How many directories follow one another, the first one included.
 
-    Raises ValueError for one that is damaged or cut off, which no decoder should be given.
+    Raises ValueError for one that is damaged or cut off, which no decoder should be given, and for
+    directories that overlap, of which a small file can have any number.
     """
     tags = _Tags(stream)
-    seen = {tags.offset}
+    seen, room = {tags.offset}, tags.end - tags.length
     while tags.following and tags.following not in seen:
         tags = _Tags(stream, tags.following)
         seen.add(tags.offset)
+        room -= tags.length
+        if room < 0:
+            raise ValueError("its directories overlap")
     return len(seen)
 
 
@@ -273,8 +286,8 @@ class _Tags:
     def __init__(self, stream: BinaryIO, offset: int | None = None) -> None:
         """Read the lines of a directory; those of unknown type, whose length nobody knows, are none.
 
-        Raises ValueError for a file that is no TIFF, lines or values beyond its end, and values that
-        share their bytes so that together they are longer than the file.
+        Raises ValueError for a file that is no TIFF, lines beyond its end, values beyond it that decoding
+        rests on, and values that share their bytes so that together they are longer than the file.
         """
         self._stream = stream
         self.end = end = stream.seek(0, io.SEEK_END)
@@ -285,17 +298,21 @@ class _Tags:
         if self.offset >= end:
             raise ValueError("cut off before its end")
         lines, whole = read_lines(stream, self.offset, self.form)
+        self.length = stream.tell() - self.offset
         self.following = self._int(stream.read(self.form.pointer_bytes))
         parts = {tag: self.form.parts(line) for tag, line in lines.items()}
         self._parts = {tag: part for tag, part in parts.items() if part[0] in SIZES}
-        outside = [
-            (self._int(field), length)
-            for _, length, field in self._parts.values()
+        outside = {
+            tag: self._int(field) + length
+            for tag, (_, length, field) in self._parts.items()
             if length > len(field)
-        ]
-        if not whole or any(start + length > end for start, length in outside):
+        }
+        beyond = {tag for tag, stop in outside.items() if stop > end}
+        if not whole or beyond & _NEEDED_TAGS:
             raise ValueError("cut off before its end")
-        if sum(length for _, length in outside) > end:
+        for tag in beyond:
+            del self._parts[tag]
+        if sum(self._parts[tag][1] for tag in outside.keys() - beyond) > end:
             raise ValueError("its tags share their values")
 
     def __contains__(self, tag: int) -> bool:
