@@ -102,8 +102,8 @@ class Upscaler:
         Args:
             model: its adapters merged, or they are computed anew for each tile.
             device: "auto", "cpu", "cuda" or "cuda:1"; "auto" is CUDA where there is a GPU.
-            tile: largest side of a tile in pixels that the model works on, a multiple of the model's. "auto" is
-                576, or less where memory is short. What does not fit after all is halved as it comes.
+            tile: largest side of a tile in pixels, a multiple of the model's, to which the border is added.
+                "auto" is 576, or less where memory is short. What does not fit after all is halved.
             overlap: least number of pixels that neighboring tiles share; None is a ninth of a tile.
             color_fix: how colors are held to the input's (`allosr2.imaging.color.match_color`).
             color_strength: how much of that, from 0 to 1.

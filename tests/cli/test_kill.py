@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
+from cli.pictures import save_noise
 from PIL import Image
 
 from allosr2.manifest import LOCK, MANIFEST
@@ -43,13 +43,6 @@ def start(tiny_model) -> Callable[..., subprocess.Popen[bytes]]:
         )
 
     return upscale
-
-
-def save_noise(path: Path, height: int, width: int) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    levels = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    Image.fromarray(levels).save(path)
-    return path
 
 
 def results(folder: Path) -> dict[str, bytes]:

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from cli.pictures import save_noise
 from PIL import Image
 
 from allosr2.cli import main
@@ -20,13 +21,6 @@ from allosr2.imaging.size import OutputSize
 from allosr2.manifest import LOCK, MANIFEST, locked
 from allosr2.model import AlloSR2
 from allosr2.upscaler import Upscaler
-
-
-def save_picture(path: Path, height: int = 6, width: int = 9) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    levels = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    Image.fromarray(levels).save(path)
-    return path
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -56,7 +50,7 @@ def photos(tmp_path) -> Path:
     """Four pictures of different sizes, one in a folder inside."""
     folder = tmp_path / "photos"
     for height, name in enumerate(["a.png", "b.png", "c.png", "deep/d.png"], start=6):
-        save_picture(folder / name, height)
+        save_noise(folder / name, height)
     return folder
 
 
@@ -103,7 +97,7 @@ def test_going_on_makes_what_is_missing_or_changed(run, photos, tmp_path, made):
     assert run(*command)[0] == 0
     before = snapshot(tmp_path / "sr")
     (tmp_path / "sr" / "a.png").unlink()
-    save_picture(photos / "b.png", 11)
+    save_noise(photos / "b.png", 11)
     made.clear()
     code, results, _ = run(*command)
     assert code == 0
@@ -130,7 +124,7 @@ def test_other_settings_are_another_run(run, photos, tmp_path):
 
 def test_an_existing_file_is_refused_before_a_model_is_loaded(run, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(Upscaler, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
-    target = save_picture(tmp_path / "sr" / "b.png")
+    target = save_noise(tmp_path / "sr" / "b.png")
     before = target.read_bytes()
     for output, inputs in ((target.parent, photos), (target, photos / "a.png")):
         code, results, errors = run(inputs, "--output", output)
@@ -194,7 +188,7 @@ def test_several_devices_make_the_same_files(run, photos, tmp_path):
 def test_the_report(run, photos, tmp_path):
     (photos / "b.png").write_bytes(b"")
     (tmp_path / "sr").mkdir()
-    save_picture(tmp_path / "sr" / "c.png")
+    save_noise(tmp_path / "sr" / "c.png")
     report = tmp_path / "report.json"
     command = photos, "--output", tmp_path / "sr", "--existing", "skip", "--quality", 90
     assert run(*command, "--json", report)[0] == 3
@@ -263,7 +257,7 @@ def test_a_report_goes_with_a_run(run, photos, tmp_path):
 def test_a_dry_run(run, photos, tmp_path, tiny_model):
     (photos / "b.png").write_bytes(b"no image")
     (tmp_path / "sr").mkdir()
-    save_picture(tmp_path / "sr" / "c.png")
+    save_noise(tmp_path / "sr" / "c.png")
     command = photos, "--output", tmp_path / "sr", "--existing", "skip", "--dry-run"
     code, results, errors = run(*command, "--tile", 32)
     assert code == 3
