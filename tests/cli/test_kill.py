@@ -176,7 +176,9 @@ def test_an_unbuffered_stdout_gets_the_whole_picture(start, tmp_path):
 
 def test_a_reader_that_is_gone(start, tmp_path):
     source = save_noise(tmp_path / "lr.png", 60, 80)
-    process = start(source, "--output", "-")
+    process = start(source, "--output", "-", "--json", tmp_path / "report.json")
     process.stdout.close()
     errors = process.stderr.read()
     assert (process.wait(), errors) == (1, b"")
+    (file,) = json.loads((tmp_path / "report.json").read_text())["files"]
+    assert file["status"] == "failed"

@@ -200,10 +200,10 @@ def _conclude(
 ) -> int:
     """List failures, sum up, write the report; returns the exit code."""
     failures = [(outcome.job.name, outcome.error) for outcome in outcomes if outcome.error]
-    if any(isinstance(error, BrokenPipeError) for _, error in failures):
+    unread = any(isinstance(error, BrokenPipeError) for _, error in failures)
+    if unread:  # the picture is lost; its reader knows why
         abandon_stdout()
-        return 1  # the picture is lost; its reader knows why
-    exit_code = list_failures(failures)
+    exit_code = 1 if unread else list_failures(failures)
     if config.json is not None:
         write_report(config.json, document(outcomes, seconds, settings, interrupted=interrupted))
     line = summary(outcomes, len(plan.jobs), seconds)
