@@ -112,9 +112,10 @@ class Meter(TorchDispatchMode):
 
 
 class CudaRules(TorchFunctionMode):
-    """What CUDA does and the meta device does not: fused attention and, if asked for, autocast to bfloat16.
+    """What CUDA does and the meta device does not: fused attention and, while the CPU's is on, autocast.
 
-    Autocast's two lists are cut to what these networks call. As there, a trainable weight is cast once.
+    It casts to bfloat16. Its two lists are cut to what these networks call. As there, a trainable weight is
+    cast once.
     """
 
     _bfloat16: frozenset[Callable[..., Any]] = frozenset(
@@ -147,9 +148,8 @@ class CudaRules(TorchFunctionMode):
         }
     )
 
-    def __init__(self, *, autocast: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._autocast = autocast
         self._weights: dict[int, Tensor] = {}
 
     def __torch_function__(
@@ -161,9 +161,10 @@ class CudaRules(TorchFunctionMode):
     ) -> Any:  # noqa: ANN401 - whatever the function gives
         kwargs = kwargs or {}
         is_attention = func is functional.scaled_dot_product_attention
-        if self._autocast and (is_attention or func in self._bfloat16):
+        autocast = torch.is_autocast_enabled("cpu")
+        if autocast and (is_attention or func in self._bfloat16):
             args, kwargs = self._cast(args, kwargs, torch.bfloat16)
-        elif self._autocast and func in self._float32:
+        elif autocast and func in self._float32:
             args, kwargs = self._cast(args, kwargs, torch.float32)
         return (_attention if is_attention else func)(*args, **kwargs)
 

@@ -46,17 +46,34 @@ def test_options_of_the_recipe_count(capsys) -> None:
 
 
 def test_a_run_that_does_not_fit_is_told_what_helps(capsys) -> None:
-    assert main(["train", "mini", "--dry-run", "--fits", "2 GB", "--batch-size", "4"]) == 0
-    verdict, *lines = capsys.readouterr().out.splitlines()[-4:]
+    command = ["train", "mini", "--perceptual", "lpips.safetensors", "--batch-size", "4"]
+    assert main([*command, "--dry-run", "--fits", "2 GB"]) == 0
+    verdict, *lines = capsys.readouterr().out.splitlines()[-7:]
     assert verdict.endswith("does not fit in 2.00 GB (as asked)")
     remedies = dict(line.strip().split(": ") for line in lines)
-    assert next(iter(remedies)) == "--accumulation 4"
-    assert list(remedies)[-1] == "--accumulation 4 --base-precision nf4"
+    *single, every = remedies
+    assert single == [
+        "--gradient-checkpointing",
+        "--perceptual-crop 256",
+        "--accumulation 4",
+        "--base-precision nf4",
+        "--optimizer adamw-8bit",
+    ]
+    assert every == " ".join(single)
     assert remedies["--base-precision nf4"].endswith("not enough")
+    assert remedies[every].endswith(" fits")
+
+
+def test_a_run_without_lpips_says_so(capsys) -> None:
+    words = "without LPIPS"
+    assert main(["train", "mini", "--dry-run"]) == 0
+    assert words in capsys.readouterr().out
+    assert main(["train", "mini", "--dry-run", "--perceptual-weight", "0"]) == 0
+    assert words not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("size", "verdict"), [("3.2GB", "does not fit in 3.20 GB"), ("3.2GiB", "GB fits in 3.44 GB")]
+    ("size", "verdict"), [("3GB", "does not fit in 3.00 GB"), ("3GiB", "GB fits in 3.22 GB")]
 )
 def test_sizes_have_two_units(size: str, verdict: str, capsys) -> None:
     assert main(["train", "mini", "--dry-run", "--fits", size]) == 0

@@ -30,6 +30,7 @@ def algorithm_1_plain(
     t_star: float,
     t: Tensor,
     eps: Tensor,
+    windows: list[tuple[int, int, int]] | None = None,
     perceptual_weight: float,
     perceptual_target: str = "image",
     fatc_weight: float = 1.0,
@@ -54,14 +55,17 @@ def algorithm_1_plain(
 
     # Line 9, as Eq. 7 has it
     z_hat = z_l - t_star * v(z_l, t_star_each)
-    # Line 10
-    x_hat = decode(z_hat)
+    # Line 10, of all of it or of a square of each latent
+    x_hat = decode(_cut(z_hat, windows, 1))
     # Line 12
     mse = ((z_hat - z_h) ** 2).sum() / z_h.numel()
     losses = {"reconstruction": mse.item()}
     objective = mse
     if lpips is not None:
-        target = x_h if perceptual_target == "image" else decode(z_h).detach()
+        if perceptual_target == "image":
+            target = _cut(x_h, windows, x_h.shape[-1] // z_h.shape[-1])
+        else:
+            target = decode(_cut(z_h, windows, 1)).detach()
         perceptual = lpips(x_hat, target).mean()
         losses["perceptual"] = perceptual.item()
         objective = objective + perceptual_weight * perceptual
@@ -110,3 +114,14 @@ def algorithm_1_plain(
         losses["atm"] = float(direction.abs().mean())
         losses["total"] += atm_weight * float((direction * z_hat.detach()).mean())
     return losses, dict(zip(names, gradients, strict=True))
+
+
+def _cut(x: Tensor, windows: list[tuple[int, int, int]] | None, factor: int) -> Tensor:
+    if windows is None:
+        return x
+    parts = []
+    for i, (top, left, side) in enumerate(windows):
+        rows = range(factor * top, factor * (top + side))
+        columns = range(factor * left, factor * (left + side))
+        parts.append(x[i][:, list(rows)][:, :, list(columns)])
+    return torch.stack(parts)

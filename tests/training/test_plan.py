@@ -14,14 +14,16 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from allosr2.backbones.base import codec_of, family_of, load_transformer, load_vae
+from allosr2.backbones.codec import Codec
 from allosr2.backbones.known import outline, usual_text_tokens
 from allosr2.backbones.lora import add_adapter
 from allosr2.data.pairs import Batch
-from allosr2.errors import AlloSR2Error, ConfigError, ModelError
+from allosr2.errors import AlloSR2Error, ModelError
 from allosr2.losses.perceptual import LPIPS
 from allosr2.meter import CudaRules, Meter
 from allosr2.model import AlloSR2, ModelConfig
 from allosr2.training import rehearsal
+from allosr2.training.adapters import use_gradient_checkpointing
 from allosr2.training.config import (
     AdapterConfig,
     AlloSR2Training,
@@ -32,34 +34,37 @@ from allosr2.training.config import (
     RunConfig,
 )
 from allosr2.training.noise import sample_generators
-from allosr2.training.plan import Plan, plan, remedies
+from allosr2.training.optimizer import build_optimizer, optimizer_tensors
+from allosr2.training.plan import Plan, plan, remedies, savings
 from allosr2.training.recipes import (
     flux2_klein_x4,
     flux_dev_24gb,
     flux_dev_lean,
     flux_dev_x4,
     mini,
+    mini_codec,
     z_image_x4,
 )
 from allosr2.training.step import algorithm_1
 
 CROP = 128
 RANK = 4
+LPIPS_ON = PerceptualConfig(perceptual=Path("lpips.safetensors"), perceptual_weight=1.0)
 
 
 @pytest.fixture(scope="module")
 def paper_s() -> Plan:
-    return plan(flux_dev_x4())
+    return plan(replace(flux_dev_x4(), perceptual=LPIPS_ON))
 
 
 @pytest.fixture(scope="module")
 def lean() -> Plan:
-    return plan(flux_dev_lean())
+    return plan(replace(flux_dev_lean(), perceptual=LPIPS_ON))
 
 
 @pytest.fixture(scope="module")
 def in_4_bits() -> Plan:
-    return plan(flux_dev_24gb())
+    return plan(replace(flux_dev_24gb(), perceptual=LPIPS_ON))
 
 
 @pytest.fixture
@@ -69,7 +74,7 @@ def tiny(tiny_base: Path) -> AlloSR2Training:
         run=RunConfig(output=Path("run"), batch_size=2, precision="float32"),
         images=ImagesConfig(crop=CROP),
         optimization=OptimizationConfig(),
-        perceptual=PerceptualConfig(perceptual_weight=1.0),
+        perceptual=LPIPS_ON,
         base=str(tiny_base),
         guidance=1.0,
         adapter=AdapterConfig(rank=RANK, alpha=RANK),
@@ -232,8 +237,7 @@ def real(config: AlloSR2Training) -> tuple[AlloSR2, nn.Module]:
     velocity = family(transformer, family.without_text(transformer), config.guidance)
     for part, targets in ((vae, frozen.lora_targets), (transformer, velocity.lora_targets)):
         add_adapter(part, targets, rank=RANK, alpha=RANK)
-        if config.gradient_checkpointing:
-            part.enable_gradient_checkpointing()
+    use_gradient_checkpointing(config, vae=vae, transformer=transformer)
     settings = ModelConfig(
         base="base", t_star=0.4, scale=4, preset="mild", prompt_length=0, guidance=1.0
     )
@@ -262,7 +266,7 @@ class Step:
         )
 
     def __call__(self) -> None:
-        generators = sample_generators(0, 0, 2, torch.device("cpu"))
+        generators = sample_generators(0, range(2), torch.device("cpu"))
         terms = algorithm_1(
             self.model,
             self.frozen,
@@ -282,11 +286,23 @@ def without_lpips(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("without_lpips")
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"gradient_checkpointing": True},
+        {"gradient_checkpointing": True, "checkpointing_interval": 2},
+        {"loss": LossConfig(perceptual_crop=64)},
+    ],
+    ids=["plain", "checkpointing", "every-second-block", "crop"],
+)
+@pytest.mark.parametrize("base", ["tiny_base", "small_base"])
 def test_activations_are_what_a_real_step_holds_at_its_fullest(
-    checkpointing: bool, tiny: AlloSR2Training
+    changes: dict[str, object], base: str, tiny: AlloSR2Training, request: pytest.FixtureRequest
 ) -> None:
-    config = replace(tiny, gradient_checkpointing=checkpointing)
+    config = replace(tiny, **changes)
+    if base == "small_base":
+        config = replace(config, base=str(request.getfixturevalue(base)), guidance=None)
     step = Step(config)
     step()  # what is made once stays out of it
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
@@ -308,6 +324,7 @@ def test_activations_are_what_a_real_step_holds_at_its_fullest(
         {"atm_state": "renoised"},
         {"perceptual_target": "decoded"},
         {"generative_weight": 1.0},
+        {"perceptual_crop": 64},
     ],
 )
 def test_flops_are_what_a_real_step_computes(
@@ -318,9 +335,10 @@ def test_flops_are_what_a_real_step_computes(
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         step()
     # fused attention computes its scores again in the backward pass: one product more a layer
-    with_gradient = rehearsal.evaluations(config)[0] * 2
+    with_gradient = 2 * (1 + bool(config.loss.fatc_weight) + bool(config.loss.generative_weight))
     transformer = 3 * with_gradient * 2 * (CROP // 16) ** 4 * 32
-    vae = 2 * 2 * 2 * (CROP // 8) ** 4 * 16  # encoder and decoder, two images
+    part = config.loss.perceptual_crop or CROP
+    vae = 2 * 2 * 16 * ((CROP // 8) ** 4 + (part // 8) ** 4)  # encoder and decoder, two images
     assert plan(config).flops == counter.get_total_flops() + transformer + vae
 
 
@@ -338,6 +356,76 @@ def test_checkpointing_takes_time_for_memory(tiny: AlloSR2Training) -> None:
     assert 1.1 < again.flops / plain.flops < 1.4
 
 
+def test_more_of_a_transformer_computed_again_takes_less_memory(tiny: AlloSR2Training) -> None:
+    kept = [
+        plan(replace(tiny, gradient_checkpointing=True, checkpointing_interval=interval))
+        for interval in (1, 2, 3)  # of three blocks: all, two, one
+    ]
+    assert [p.flops for p in kept] == sorted({p.flops for p in kept}, reverse=True)
+    blocks = [kept[0].flops - kept[1].flops, kept[1].flops - kept[2].flops]
+    forward = next(p.flops for p in kept[0].phases if p.name == "transformer")
+    assert sum(blocks) < forward  # what two of three blocks compute once
+
+
+def test_8_bits_are_those_that_bitsandbytes_holds(tiny: AlloSR2Training) -> None:
+    pytest.importorskip("bitsandbytes", reason="the extra `quantize` is not installed")
+    config = replace(
+        tiny,
+        adapter=AdapterConfig(rank=64, alpha=64),
+        optimization=OptimizationConfig(optimizer="adamw-8bit"),
+    )
+    vae, transformer = load_vae(config.base), load_transformer(config.base)
+    family = family_of(transformer)
+    for part, targets in ((vae, Codec.lora_targets), (transformer, family.lora_targets)):
+        add_adapter(part, targets, rank=64, alpha=64)
+    named = [*vae.named_parameters(prefix="vae"), *transformer.named_parameters()]
+    parameters = {name: p for name, p in named if p.requires_grad}
+    optimizer = build_optimizer(parameters.values(), config.optimization)
+    for parameter in parameters.values():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    held = optimizer_tensors(optimizer, parameters)
+    moments = [t.nbytes for key, t in held.items() if not key.endswith(("step", "qmap1", "qmap2"))]
+    found = plan(config).memory
+    assert found["AdamW (8 bits)"] == sum(moments)
+    assert found["AdamW (8 bits)"] < 2 * found["adapters (float32)"]
+
+
+def test_a_sharded_transformer_is_shared_out(
+    tiny: AlloSR2Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = plan(tiny).memory["transformer, frozen (float32)"]
+    # in and out, two norms of heads, feed-forward and modulation: a double block of width 32
+    double = 2 * (
+        linear(32, 6 * 32) + 4 * linear(32, 32) + 2 * 16 + linear(32, 128) + linear(128, 32)
+    )
+    sharded = replace(tiny, shard_base=True)
+    shown = plan(sharded).memory
+    assert shown["transformer, frozen (float32), 1/8"] == whole // 8
+    assert shown["a block of it, gathered"] == 4 * double
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert plan(sharded).memory["transformer, frozen (float32), 1/2"] == whole // 2
+    assert (plan(tiny).images, plan(sharded).images) == (1, 1)  # of two, one a process
+
+
+def test_what_fields_save_when_memory_ran_out(
+    tiny: AlloSR2Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with torch.no_grad():
+        found = dict(savings(tiny))
+    planned = plan(tiny)
+    assert found == {r.change: planned.total - r.total for r in remedies(tiny, planned)}
+    assert min(found.values()) > 0
+    assert savings(mini_codec()) == []  # which is not planned
+    assert savings(replace(tiny, base="absent")) == []
+
+    def exhausted(config: AlloSR2Training) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("allosr2.training.plan.build", exhausted)
+    assert savings(tiny) == []
+
+
 @pytest.mark.parametrize("crop", [256, 512])
 def test_lpips_takes_what_its_constants_say(crop: int) -> None:
     with torch.device("meta"):
@@ -345,7 +433,7 @@ def test_lpips_takes_what_its_constants_say(crop: int) -> None:
     with Meter([*lpips.parameters(), *lpips.buffers()]) as meter:
         image = torch.empty(1, 3, crop, crop, device="meta", requires_grad=True)
         reference = torch.empty(1, 3, crop, crop, device="meta")
-        with CudaRules(autocast=True):
+        with torch.autocast("cpu", torch.bfloat16), CudaRules():
             distance = lpips(image, reference)
         torch.autograd.backward(distance)
         meter.mark("all")
@@ -395,8 +483,12 @@ def test_remedies_are_fields_that_make_a_run_smaller(tiny: AlloSR2Training) -> N
     planned = plan(config)
     found = {remedy.change: remedy.total for remedy in remedies(config, planned)}
     *single, every = found
-    assert single == ["--gradient-checkpointing", "--accumulation 2", "--base-precision nf4"]
-    assert every == " ".join(single)  # and nothing of text, as there is none
+    assert single == [
+        "--gradient-checkpointing",
+        "--perceptual-crop 64",
+        "--accumulation 2",
+    ]  # nothing of text, as there is none, nor of 4 and 8 bits, as all weights are small
+    assert every == " ".join(single)
     checkpointed = replace(config, gradient_checkpointing=True)
     assert found[single[0]] == plan(checkpointed).total
     assert found[every] < min(found[change] for change in single) < planned.total
@@ -411,7 +503,12 @@ def test_mini_is_known_before_it_is_trained(
     assert 6.2e6 < planned.parameters["transformer"] < 6.4e6  # 6.3 M in its own docstring
     changes = [remedy.change for remedy in remedies(mini(), planned)]
     assert "--accumulation 2" in changes
-    assert "--gradient-checkpointing" not in changes  # its VAE has none
+    assert "--gradient-checkpointing" in changes
+    assert "--optimizer adamw-8bit" in changes
+    assert "--perceptual-crop 256" in changes
+    # half of that would be less than the losses against grids need
+    smallest = replace(mini(), loss=replace(mini().loss, perceptual_crop=128))
+    assert not any("crop" in remedy.change for remedy in remedies(smallest, plan(smallest)))
 
 
 def test_a_prompt_that_is_there_gives_the_number_of_text_tokens(
@@ -440,7 +537,6 @@ def test_what_cannot_be_trained_cannot_be_planned(
         (replace(tiny, base="empty"), ModelError, "no transformer/config.json in it"),
         (replace(tiny, base="broken"), ModelError, "no transformer can be made of it"),
         (replace(tiny, guidance=None), ModelError, "needs a guidance"),
-        (replace(mini(), gradient_checkpointing=True), ConfigError, "AutoencoderDC"),
         (replace(flux2_klein_x4(), guidance=1.0), ModelError, "takes no guidance"),
         (replace(z_image_x4(), text_tokens=0), AlloSR2Error, "needs at least one"),
     ):

@@ -1,4 +1,4 @@
-"""One training step against a plain transcription of Algorithm 1: losses and every gradient, in float64."""
+"""One training step against a plain transcription of Algorithm 1: losses and every gradient."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -11,12 +11,15 @@ from training.algorithm_1_plain import algorithm_1_plain
 from allosr2.backbones.base import load_transformer, load_vae
 from allosr2.backbones.codec import Codec
 from allosr2.backbones.flux import FluxVelocity
+from allosr2.backbones.lora import add_adapter
+from allosr2.backbones.recompute import recompute_transformer, recompute_vae
 from allosr2.data.pairs import Batch
 from allosr2.losses.grid import grid, hatch
 from allosr2.losses.perceptual import LPIPS
 from allosr2.model import AlloSR2
 from allosr2.training.config import LossConfig
-from allosr2.training.step import algorithm_1
+from allosr2.training.noise import windows
+from allosr2.training.step import algorithm_1, draw, weighted_terms
 
 SIZE, SIDE, SCALE, WEIGHT = 3, 64, 4, 2.0
 SEEDS = (7, 8, 9)
@@ -97,9 +100,14 @@ class World:
             },
         )
 
-    def plain(self, lpips: LPIPS | None = STUB, **options: Any):
+    def plain(
+        self,
+        lpips: LPIPS | None = STUB,
+        windows: list[tuple[int, int, int]] | None = None,
+        **options: Any,
+    ):
         t_star = self.model.config.t_star
-        t, eps = drawn(t_star)
+        t, eps = (x.to(self.batch.hr.dtype) for x in drawn(t_star))
         assert self.batch.lr is not None
         return algorithm_1_plain(
             encode=self.model.codec.encode,
@@ -117,6 +125,7 @@ class World:
             t_star=t_star,
             t=t,
             eps=eps,
+            windows=windows,
             perceptual_weight=WEIGHT,
             **options,
         )
@@ -161,6 +170,160 @@ def test_equals_the_plain_transcription(world, options):
     assert set(terms) - set(expected) <= {"atm_cosine", "sr_clean_error", "gen_clean_error"}
     assert_equal_gradients(gradients, expected_gradients)
     assert all(float(g.abs().max()) > 0 for g in gradients.values())
+
+
+@pytest.mark.parametrize("target", ["image", "decoded"])
+def test_a_part_of_each_latent_is_decoded(world, target):
+    """32 of 64 px, 4 of 8 elements, at a place that each sample's generator gives after t and eps."""
+    places = []
+    for seed in SEEDS:
+        generator = torch.Generator().manual_seed(seed)
+        (
+            torch.rand((), generator=generator),
+            torch.randn(4, SIDE // 8, SIDE // 8, generator=generator),
+        )
+        top, left = (int(torch.randint(5, (), generator=generator)) for _ in range(2))
+        places.append((top, left, 4))
+    assert len(set(places)) == SIZE
+    options = {"perceptual_target": target}
+    terms, gradients = world.step(LossConfig(perceptual_crop=32, **options))
+    expected, expected_gradients = world.plain(windows=places, **options)
+    assert {k: terms[k] for k in expected} == pytest.approx(expected, rel=1e-6)
+    assert_equal_gradients(gradients, expected_gradients)
+    whole, _ = world.step(LossConfig(**options))
+    same = set(expected) - {"perceptual", "total"}
+    assert {k: terms[k] for k in same} == {k: whole[k] for k in same}
+    assert terms["perceptual"] != whole["perceptual"]
+
+
+def test_a_part_as_large_as_the_image_is_all_of_it(world):
+    part, gradients = world.step(LossConfig(perceptual_crop=SIDE))
+    whole, expected = world.step(LossConfig())
+    assert part == pytest.approx(whole, rel=1e-12)
+    assert_equal_gradients(gradients, expected)
+
+
+def test_parts_lie_everywhere_alike():
+    generators = [torch.Generator().manual_seed(seed) for seed in range(4000)]
+    places = [(w.top, w.left) for w in windows(generators, 8, 10, 6) if w.side == 6]
+    counts = torch.zeros(3, 5)
+    for top, left in places:
+        counts[top, left] += 1
+    expected = len(generators) / 15
+    chi_squared = float(((counts - expected) ** 2 / expected).sum())
+    assert chi_squared < 36.1  # 14 degrees of freedom, p = 0.001
+
+
+def test_without_parts_nothing_more_is_drawn(world):
+    generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
+    found = draw(generators, world.batch, world.frozen, t_star=0.4, crop=None)
+    t, eps = drawn(0.4)
+    assert found.windows is None
+    assert torch.equal(found.t.double(), t)
+    assert torch.equal(found.eps.double(), eps)
+    for generator, seed in zip(generators, SEEDS, strict=True):
+        other = torch.Generator().manual_seed(seed)
+        torch.rand((), generator=other), torch.randn(4, SIDE // 8, SIDE // 8, generator=other)
+        assert torch.equal(generator.get_state(), other.get_state())
+
+
+def test_in_float32_gradients_are_the_plain_transcription_s(world, tiny_model, tiny_base):
+    """To 1e-5 of the norm of each parameter's gradient; and so from the transcription in float64."""
+    single = World(tiny_model, tiny_base, torch.float32)
+    terms, gradients = single.step(LossConfig())
+    expected, expected_gradients = single.plain()
+    _, exact = world.plain()
+    assert {k: terms[k] for k in expected} == pytest.approx(expected, rel=1e-5)
+    for name, gradient in gradients.items():
+        norm = exact[name].norm()
+        assert (gradient - expected_gradients[name]).norm() <= 1e-5 * norm, name
+        assert (gradient.double() - exact[name]).norm() <= 1e-5 * norm, name
+
+
+def test_the_weighted_terms_add_up_to_what_is_trained_on(world):
+    loss = LossConfig(fatc_weight=0.3, atm_weight=0.7, generative_weight=0.5)
+    terms = weighted_terms(
+        world.model,
+        world.frozen,
+        world.batch,
+        draw(
+            [torch.Generator().manual_seed(seed) for seed in SEEDS],
+            world.batch,
+            world.frozen,
+            t_star=world.model.config.t_star,
+            crop=None,
+        ),
+        loss=loss,
+        lpips=STUB,
+        perceptual_weight=WEIGHT,
+    )
+    assert set(terms.weighted) == {"reconstruction", "perceptual", "fatc", "atm", "generative"}
+    weights = {"reconstruction": 1, "perceptual": WEIGHT, "fatc": 0.3, "generative": 0.5}
+    for name, weight in weights.items():
+        expected = weight * float(terms.values[name].detach())
+        assert float(terms.weighted[name].detach()) == pytest.approx(expected)
+    logged, gradients = world.step(loss)
+    assert logged["total"] == pytest.approx(sum(float(t.detach()) for t in terms.weighted.values()))
+    assert {k: float(v.detach()) for k, v in terms.values.items()} == pytest.approx(
+        {k: v for k, v in logged.items() if k != "total"}
+    )
+    each = [
+        torch.autograd.grad(
+            term,
+            list(world.parameters.values()),
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        for term in terms.weighted.values()
+    ]
+    together = [torch.stack(of_one).sum(0) for of_one in zip(*each, strict=True)]
+    assert_equal_gradients(dict(zip(gradients, together, strict=True)), gradients)
+
+
+@pytest.mark.parametrize(
+    ("base", "interval", "compiled"),
+    [
+        ("tiny_base", 1, False),
+        ("tiny_base", 2, False),
+        ("small_base", 1, False),
+        ("small_base", 1, True),
+    ],
+)
+def test_checkpointing_changes_no_bit(request, base, interval, compiled):
+    """Of a KL VAE, which diffusers can checkpoint, and of AutoencoderDC, which it cannot; with adapters."""
+    folder = str(request.getfixturevalue(base))
+
+    def gradients(checkpointing: bool) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        vae, transformer = load_vae(folder), load_transformer(folder)
+        codec = Codec(vae)
+        conditioning = FluxVelocity.without_text(transformer)
+        guidance = 1.0 if FluxVelocity.distilled(transformer) else None
+        velocity = FluxVelocity(transformer, conditioning, guidance)
+        for part, targets in ((vae, Codec.lora_targets), (transformer, velocity.lora_targets)):
+            add_adapter(part, targets, rank=2, alpha=2)
+        network = nn.ModuleList([codec, velocity])
+        for name, parameter in network.named_parameters():
+            if ".lora_B." in name:
+                nn.init.normal_(parameter, std=0.05)
+        if checkpointing:
+            recompute_vae(vae)
+            recompute_transformer(transformer, interval)
+        if compiled:
+            vae.encoder.compile(backend="aot_eager")
+            vae.decoder.compile(backend="aot_eager")
+            transformer.compile_repeated_blocks(backend="aot_eager")
+        z = codec.encode(torch.rand(1, 3, 32, 32))
+        z = z - velocity(z, torch.tensor([0.4]))
+        codec.decode(z).square().mean().backward()
+        return {n: p.grad for n, p in network.named_parameters() if p.grad is not None}
+
+    plain, again = gradients(False), gradients(True)
+    assert plain.keys() == again.keys()
+    assert sum(bool(gradient.any()) for gradient in plain.values()) > len(plain) / 2
+    for name, gradient in plain.items():
+        assert torch.equal(again[name], gradient), name
 
 
 def test_without_lpips(world):

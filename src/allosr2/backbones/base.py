@@ -106,7 +106,7 @@ def _load(
     `supported` raises ModelError for kinds that are not.
     """
     if precision == "nf4":
-        require_bitsandbytes()  # before gigabytes are read
+        require_bitsandbytes("base_precision is nf4")  # before gigabytes are read
     folder = Path(base) if Path(base).is_dir() else fetch_part(base, part)
     _check_files(folder, part)
     dtype = torch.float32 if precision == "float32" else torch.bfloat16

@@ -28,10 +28,10 @@ def is_quantized(name: str, layer: nn.Module) -> bool:
     )
 
 
-def require_bitsandbytes() -> None:
-    """Raise ConfigError if the library is not installed."""
+def require_bitsandbytes(setting: str) -> None:
+    """Raise ConfigError, naming the setting that needs it, if the library is not installed."""
     if find_spec("bitsandbytes") is None:
-        raise ConfigError("base_precision is nf4: it needs pip install 'allosr2[quantize]'")
+        raise ConfigError(f"{setting}: it needs pip install 'allosr2[quantize]'")
 
 
 def quantize_blocks(transformer: nn.Module) -> None:
@@ -40,7 +40,7 @@ def quantize_blocks(transformer: nn.Module) -> None:
     The weights are quantized when the transformer is next moved to a device (`.to`), on that device.
     Computes in bfloat16. Raises ConfigError if bitsandbytes is not installed.
     """
-    require_bitsandbytes()
+    require_bitsandbytes("base_precision is nf4")
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     linear = {

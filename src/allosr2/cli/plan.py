@@ -35,6 +35,8 @@ def print_plan(config: TrainingConfig, fits: str | None) -> int:
     _print_parameters(config, needed)
     _print_memory(needed)
     _print_step(config, needed)
+    if config.perceptual.perceptual_weight and not config.perceptual.used:
+        console().print("without LPIPS: --perceptual names no file of its weights")
     does = "fits" if needed.total <= room else "does not fit"
     console().print(f"{_gigabytes(needed.total)} {does} in {_gigabytes(room)} ({device})")
     if needed.total > room:

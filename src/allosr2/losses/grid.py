@@ -56,12 +56,14 @@ def hatch(image: Float[Tensor, "b 3 h w"], hr: Float[Tensor, "b 3 h w"]) -> Floa
     excess = (_local_spectra(image) - _local_spectra(hr)).relu()
     frequencies = torch.fft.fftfreq(_TILE, device=image.device).abs()
     fine = torch.maximum(frequencies[:, None], frequencies[None, : _TILE // 2 + 1]) > _FINEST
-    return excess[..., fine].square().mean()
+    return ((excess.square() * fine).sum((-2, -1)) / fine.sum()).mean()
 
 
 def float32_for_grids(weight: float, device: torch.device) -> AbstractContextManager[object]:
     """Where a result is decoded that these losses see with `weight`: no autocast, unless the weight is 0."""
-    return torch.autocast(device.type, enabled=False) if weight else nullcontext()
+    # the meta device has no autocast; there `allosr2.meter` follows the CPU's
+    kind = "cpu" if device.type == "meta" else device.type
+    return torch.autocast(kind, enabled=False) if weight else nullcontext()
 
 
 def _contrast(y: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b k"]:

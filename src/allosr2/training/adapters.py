@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast
-
 from torch import nn
 
 from allosr2.backbones.codec import Codec
 from allosr2.backbones.lora import add_adapter
+from allosr2.backbones.recompute import (
+    Recompute,
+    recompute,
+    recompute_transformer,
+    recompute_vae,
+)
 from allosr2.backbones.velocity import VelocityField
-from allosr2.errors import ConfigError
 from allosr2.training.config import AlloSR2Training
 
 
@@ -26,19 +28,12 @@ def add_fresh_adapters(config: AlloSR2Training, codec: Codec, velocity: Velocity
 
 def use_gradient_checkpointing(
     config: AlloSR2Training,
-    *parts: nn.Module,
-    checkpoint: Callable[..., object] | None = None,
+    *,
+    vae: nn.Module,
+    transformer: nn.Module,
+    by: Recompute = recompute,
 ) -> None:
-    """Turn gradient checkpointing on where the config asks for it, by diffusers' function or another.
-
-    Raises ConfigError for a part that has none.
-    """
-    if not config.gradient_checkpointing:
-        return
-    for part in cast(tuple[Any, ...], parts):
-        if not part._supports_gradient_checkpointing:
-            raise ConfigError(
-                f"gradient_checkpointing is set: {type(part).__name__} of {config.base} has none; "
-                "leave it out, or undo a recipe's with --no-gradient-checkpointing"
-            )
-        part.enable_gradient_checkpointing(checkpoint)
+    """Turn gradient checkpointing on where the config asks for it; `by` checkpoints one block."""
+    if config.gradient_checkpointing:
+        recompute_vae(vae, by)
+        recompute_transformer(transformer, config.checkpointing_interval, by)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,12 +11,23 @@ from jaxtyping import Float
 from torch import Tensor
 
 
+class Window(NamedTuple):
+    """A square part of one sample."""
+
+    top: int
+    """Its first row."""
+    left: int
+    """Its first column."""
+    side: int
+    """Its rows and columns."""
+
+
 def sample_generators(
-    seed: int, first: int, count: int, device: torch.device
+    seed: int, samples: Iterable[int], device: torch.device
 ) -> list[torch.Generator]:
-    """Generators of samples `first` to `first + count - 1`; each depends on (seed, index) alone."""
+    """Generators of samples, by their indices; each depends on (seed, index) alone."""
     generators: list[torch.Generator] = []
-    for index in range(first, first + count):
+    for index in samples:
         # the last number tells this stream from those of the sample's crop and degradation
         sequence = np.random.SeedSequence(seed, spawn_key=(index, 2))
         state = int(sequence.generate_state(1, np.uint64)[0]) >> 1  # torch takes 63 bits
@@ -33,3 +45,17 @@ def normal(
 def uniform(generators: Sequence[torch.Generator]) -> Float[Tensor, " b"]:
     """Uniform numbers in [0, 1), one a sample."""
     return torch.cat([torch.rand(1, generator=g, device=g.device) for g in generators])
+
+
+def windows(
+    generators: Sequence[torch.Generator], height: int, width: int, side: int
+) -> list[Window]:
+    """A square of `side` inside `height` x `width` a sample, every place as likely as every other."""
+    return [
+        Window(_integer(g, height - side + 1), _integer(g, width - side + 1), side)
+        for g in generators
+    ]
+
+
+def _integer(generator: torch.Generator, below: int) -> int:
+    return int(torch.randint(below, (), generator=generator, device=generator.device))

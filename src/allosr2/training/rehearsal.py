@@ -17,12 +17,21 @@ from allosr2.backbones.base import codec_of, family_of
 from allosr2.backbones.codec import Codec
 from allosr2.backbones.known import outline, usual_text_tokens
 from allosr2.backbones.velocity import Conditioning, VelocityField
-from allosr2.flow import clean_prediction
-from allosr2.imaging.resize import enlarge
+from allosr2.data.pairs import Batch
 from allosr2.meter import CudaRules, Meter, Phase
-from allosr2.model import CONDITIONING_NAME, load_conditioning, model_folder
+from allosr2.model import (
+    CONDITIONING_NAME,
+    AlloSR2,
+    ModelConfig,
+    load_conditioning,
+    model_folder,
+    named_base,
+)
 from allosr2.training.adapters import add_fresh_adapters, use_gradient_checkpointing
 from allosr2.training.config import AlloSR2Training
+from allosr2.training.distributed import parts_of_batch, started_processes
+from allosr2.training.noise import Window
+from allosr2.training.step import Draw, weighted_terms
 
 LPIPS_BYTES = 840
 """Bytes a pixel that LPIPS takes at most until the backward pass is through it. It needs torchvision to run."""
@@ -46,7 +55,7 @@ class Networks:
 
 def build(config: AlloSR2Training) -> Networks:
     """Build what a training trains. Raises AlloSR2Error for what keeps the training from being built too."""
-    transformer, vae = outline(config.base)
+    transformer, vae = outline(named_base(config.base))
     if config.base_precision != "float32":  # nf4 is unpacked to bfloat16 before it is used
         nn.Module.to(transformer, torch.bfloat16)
     frozen, family = codec_of(copy.deepcopy(vae)), family_of(transformer)
@@ -56,7 +65,7 @@ def build(config: AlloSR2Training) -> Networks:
     codec = codec_of(vae)
     with torch.device("meta"):
         add_fresh_adapters(config, codec, velocity)
-    use_gradient_checkpointing(config, vae, transformer, checkpoint=_checkpointed(config))
+    use_gradient_checkpointing(config, vae=vae, transformer=transformer, by=_recompute)
     return Networks(codec=codec, frozen=frozen, velocity=velocity, text_source=source)
 
 
@@ -71,58 +80,93 @@ def evaluations(config: AlloSR2Training) -> tuple[int, int]:
 def rehearse(config: AlloSR2Training, model: Networks) -> tuple[Phase, ...]:
     """FLOPs and bytes of one pass of `allosr2.training.step`, beside weights, gradients and optimizer.
 
-    The same networks run on the same shapes in the same order. Squares stand for the losses, whose own work
-    is that of a few latents, and a tensor of its size for LPIPS.
+    It is that step itself, but for LPIPS, in whose place a tensor of its size stands.
     """
-    codec, frozen, velocity = model.codec, model.frozen, model.velocity
-    loss, size = config.loss, config.run.batch_size // config.run.accumulation
-    with Meter(_resident(codec, frozen, velocity)) as meter:
-        hr = torch.empty(size, 3, config.images.crop, config.images.crop, device="meta")
-        lr = hr[..., :: config.scale, :: config.scale].contiguous()
-        t = torch.empty(size, device="meta")
-        with _rules(config):
-            z_lr = codec.encode(enlarge(lr, config.scale))
-            meter.mark("VAE encoder on LR")
-            with torch.no_grad():
-                z_hr = frozen.encode(hr)
-            meter.mark("VAE encoder on HR, no gradient")
-            if loss.fatc_weight:
-                v = velocity(torch.cat([z_lr, (z_lr + z_hr) / 2]), torch.cat([t, t]))
-                v_lr, v_sr = v.chunk(2)
-                total = _square(v_sr - z_hr)
-            else:
-                v_lr, total = velocity(z_lr, t), z_lr.new_zeros(())
-            z_sr = clean_prediction(z_lr, v_lr, t)
-            total = total + _square(z_sr - z_hr)
-            meter.mark("transformer")
-        if config.perceptual.perceptual_weight or loss.grid_weight:
-            # the losses against grids are given float32 pictures
-            with nullcontext() if loss.grid_weight else _rules(config):
-                x_sr = codec.decode(z_sr)
-            total = total + _square(x_sr - hr)
-            meter.mark("VAE decoder")
-            if config.perceptual.perceptual_weight:
-                pixels = size * config.images.crop**2
-                lpips = [torch.empty(LPIPS_BYTES * pixels, dtype=torch.uint8, device="meta")]
-                _when_reached(x_sr, lpips.clear)
-                meter.mark("LPIPS, its backward pass too", flops=LPIPS_FLOPS * pixels)
-        with _rules(config):
-            if config.perceptual.perceptual_weight and loss.perceptual_target == "decoded":
-                with torch.no_grad():
-                    frozen.decode(z_hr)
-                meter.mark("VAE decoder on HR, no gradient")
-            with torch.no_grad():
-                for _ in range(evaluations(config)[1]):
-                    velocity(z_hr, t)
-            meter.mark("transformer, no gradient")
-            if loss.generative_weight:
-                total = total + _square(velocity(z_hr, t) - z_hr)
-                meter.mark("transformer on the generative path")
-        _when_reached(z_sr, partial(meter.mark, "backward: VAE decoder"))
-        _when_reached(z_lr, partial(meter.mark, "backward: transformer"))
-        torch.autograd.backward(total)
+    loss, size = config.loss, images_of_a_pass(config)
+    codec, frozen, crop = model.codec, model.frozen, config.images.crop
+    settings = ModelConfig(
+        base=config.base,
+        t_star=config.t_star or 0.5,
+        scale=config.scale,
+        preset=config.preset,
+        prompt_length=model.velocity.prompt.shape[0],
+        guidance=config.guidance,
+    )
+    latents = (size, codec.channels, crop // codec.factor, crop // codec.factor)
+    part = loss.perceptual_crop and Window(0, 0, loss.perceptual_crop // codec.factor)
+    with Meter(_resident(codec, frozen, model.velocity)) as meter:
+        _mark_phases(meter, model)
+        hr = torch.empty(size, 3, crop, crop, device="meta")
+        batch = Batch(hr=hr, lr=hr[..., :: config.scale, :: config.scale].contiguous())
+        drawn = Draw(
+            t=torch.empty(size, device="meta"),
+            eps=torch.empty(latents, device="meta"),
+            windows=[part] * size if part else None,
+        )
+        with _autocast(config), CudaRules():
+            terms = weighted_terms(
+                AlloSR2(codec, model.velocity, settings),
+                frozen,
+                batch,
+                drawn,
+                loss=loss,
+                lpips=partial(_lpips, meter) if config.perceptual.used else None,
+                perceptual_weight=config.perceptual.perceptual_weight,
+            )
+        torch.autograd.backward(terms.total)
         meter.mark("backward: VAE encoder")
-    return tuple(phase for phase in meter.phases if phase.flops)
+    return _by_name(meter.phases)
+
+
+def images_of_a_pass(config: AlloSR2Training) -> int:
+    """Images of one forward and backward pass in each of the processes that torchrun started."""
+    run = config.run
+    parts = parts_of_batch(run.batch_size, run.accumulation, started_processes().count)
+    return run.batch_size // parts
+
+
+def _mark_phases(meter: Meter, model: Networks) -> None:
+    """Have a phase end where a network does, on the way forward and on the way back."""
+
+    def ends(network: nn.Module, name: str) -> None:
+        def hook(*_: object) -> None:
+            meter.mark(name if torch.is_grad_enabled() else f"{name}, no gradient")
+
+        network.register_forward_hook(hook)
+
+    def encoded(_: nn.Module, __: object, z_lr: Tensor) -> None:
+        _when_reached(z_lr, partial(meter.mark, "backward: transformer"))
+
+    def decodes(_: nn.Module, inputs: tuple[Tensor]) -> None:
+        _when_reached(inputs[0], partial(meter.mark, "backward: VAE decoder"))
+
+    codec, frozen = model.codec.vae, model.frozen.vae
+    ends(codec.encoder, "VAE encoder on LR")
+    ends(frozen.encoder, "VAE encoder on HR")
+    ends(model.velocity.transformer, "transformer")
+    ends(codec.decoder, "VAE decoder")
+    ends(frozen.decoder, "VAE decoder on HR")
+    codec.encoder.register_forward_hook(encoded)
+    codec.decoder.register_forward_pre_hook(decodes)
+
+
+def _lpips(meter: Meter, image: Tensor, reference: Tensor) -> Tensor:
+    """A distance that takes as much as LPIPS until the backward pass is through it."""
+    pixels = image.numel() // 3
+    taken = [torch.empty(LPIPS_BYTES * pixels, dtype=torch.uint8, device="meta")]
+    _when_reached(image, taken.clear)
+    meter.mark("LPIPS, its backward pass too", flops=LPIPS_FLOPS * pixels)
+    return (image - reference).square().mean((1, 2, 3))
+
+
+def _by_name(phases: list[Phase]) -> tuple[Phase, ...]:
+    """One phase of all that have a name, in the order of the first; without those that compute nothing."""
+    names = dict.fromkeys(phase.name for phase in phases if phase.flops)
+    alike = {name: [phase for phase in phases if phase.name == name] for name in names}
+    return tuple(
+        Phase(name=name, flops=sum(p.flops for p in group), peak=max(p.peak for p in group))
+        for name, group in alike.items()
+    )
 
 
 def _conditioning(
@@ -147,22 +191,19 @@ def _conditioning(
     return conditioning, source
 
 
-def _checkpointed(config: AlloSR2Training) -> Callable[..., object]:
+def _recompute(block: nn.Module, *inputs: object) -> object:
     """Gradient checkpointing by which what is computed again obeys CUDA's rules too."""
-
-    def run(block: nn.Module, *args: object) -> object:
-        return checkpoint(
-            block,
-            *args,
-            use_reentrant=False,
-            context_fn=lambda: (nullcontext(), _rules(config)),
-        )
-
-    return run
+    return checkpoint(
+        block,
+        *inputs,
+        use_reentrant=False,
+        preserve_rng_state=False,
+        context_fn=lambda: (nullcontext(), CudaRules()),
+    )
 
 
-def _rules(config: AlloSR2Training) -> CudaRules:
-    return CudaRules(autocast=config.run.precision == "bfloat16")
+def _autocast(config: AlloSR2Training) -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=config.run.precision == "bfloat16")
 
 
 def _resident(*modules: nn.Module) -> list[Tensor]:
@@ -182,8 +223,5 @@ def _when_reached(tensor: Tensor, act: Callable[[], None]) -> None:
     def hook(_: Tensor) -> None:
         act()
 
-    tensor.register_hook(hook)
-
-
-def _square(x: Tensor) -> Tensor:
-    return x.square().mean()
+    if tensor.requires_grad:
+        tensor.register_hook(hook)

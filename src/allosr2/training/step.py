@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
@@ -17,11 +19,40 @@ from allosr2.imaging.resize import enlarge
 from allosr2.losses.atm import atm, path_discrepancy
 from allosr2.losses.fatc import fatc, sr_state
 from allosr2.losses.grid import float32_for_grids, grid, hatch
-from allosr2.losses.perceptual import LPIPS
 from allosr2.losses.reconstruction import latent_reconstruction
 from allosr2.model import AlloSR2
 from allosr2.training.config import LossConfig
-from allosr2.training.noise import normal, uniform
+from allosr2.training.noise import Window, normal, uniform, windows
+
+ImageDistance = Callable[[Tensor, Tensor], Tensor]
+"""Distance of each image of a batch to its reference, as `allosr2.losses.perceptual.LPIPS`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Draw:
+    """What is drawn for a batch."""
+
+    t: Float[Tensor, " b"]
+    """Times in [0, t*] (Algorithm 1, line 14)."""
+    eps: Float[Tensor, "b c h w"]
+    """Noise of the generative path (line 18)."""
+    windows: Sequence[Window] | None
+    """The part of each latent that is decoded for the losses on images; None is all of it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Terms:
+    """The losses of a batch."""
+
+    weighted: dict[str, Tensor]
+    """Each term times its weight; their sum is what is differentiated. The value of `atm` means nothing."""
+    values: dict[str, Tensor]
+    """What each term is without its weight, and what else is worth to look at."""
+
+    @property
+    def total(self) -> Float[Tensor, ""]:
+        """The sum of the weighted terms."""
+        return torch.stack(list(self.weighted.values())).sum()
 
 
 def algorithm_1(
@@ -31,28 +62,71 @@ def algorithm_1(
     generators: Sequence[torch.Generator],
     *,
     loss: LossConfig,
-    lpips: LPIPS | None,
+    lpips: ImageDistance | None,
     perceptual_weight: float,
 ) -> dict[str, Tensor]:
     """The terms of Algorithm 1 and, as `total`, their weighted sum.
 
-    The velocity field runs once with gradient, on the doubled batch [z_lr at t*, z_t_sr at t], and once
-    without, on z_t_gen. Also returned, without gradient: `atm_cosine`, the cosine of ATM's direction with
-    z_sr - z_hr, and the mean absolute clean errors of the two paths.
+    Also returned, without gradient: `atm_cosine`, the cosine of ATM's direction with z_sr - z_hr, and the
+    mean absolute clean errors of the two paths.
 
     Args:
         model: codec and velocity field, with adapters.
         frozen: the codec without adapters.
         batch: LR and HR images.
-        generators: one a sample; each draws its t and eps, in this order.
+        generators: one a sample; each draws its t, eps and window, in this order.
         loss: weights and options.
         lpips: perceptual distance; None leaves it out.
         perceptual_weight: the lambda of Eq. 8.
     """
+    terms = weighted_terms(
+        model,
+        frozen,
+        batch,
+        draw(generators, batch, frozen, t_star=model.config.t_star, crop=loss.perceptual_crop),
+        loss=loss,
+        lpips=lpips,
+        perceptual_weight=perceptual_weight,
+    )
+    return terms.values | {"total": terms.total}
+
+
+def draw(
+    generators: Sequence[torch.Generator],
+    batch: Batch,
+    codec: Codec,
+    *,
+    t_star: float,
+    crop: int | None,
+) -> Draw:
+    """Draw what a step needs, from a generator a sample; `crop` is the side in pixels of what is decoded."""
+    height, width = (side // codec.factor for side in batch.hr.shape[-2:])
+    t = t_star * uniform(generators)
+    eps = normal(generators, (codec.channels, height, width))
+    # last, so that t and eps do not depend on it
+    parts = windows(generators, height, width, crop // codec.factor) if crop else None
+    return Draw(t=t, eps=eps, windows=parts)
+
+
+def weighted_terms(
+    model: AlloSR2,
+    frozen: Codec,
+    batch: Batch,
+    drawn: Draw,
+    *,
+    loss: LossConfig,
+    lpips: ImageDistance | None,
+    perceptual_weight: float,
+) -> Terms:
+    """Algorithm 1 for what was drawn; arguments as for `algorithm_1`.
+
+    The velocity field runs once with gradient, on the doubled batch [z_lr at t*, z_t_sr at t], and once
+    without, on z_t_gen.
+    """
     assert batch.lr is not None
-    t_star = model.config.t_star
-    size, device = batch.hr.shape[0], batch.hr.device
-    at_t_star = torch.full((size,), t_star, device=device)
+    t_star, t = model.config.t_star, drawn.t
+    at_t_star = torch.full_like(t, t_star)
+    weighted, values = dict[str, Tensor](), dict[str, Tensor]()
 
     # Algorithm 1, line 8
     z_lr = model.codec.encode(enlarge(batch.lr, model.config.scale))
@@ -60,8 +134,6 @@ def algorithm_1(
         z_hr = frozen.encode(batch.hr)
 
     # lines 9 and 14-15: z_sr by Eq. 7 and the SR path's state by Eq. 9, from one evaluation of the field
-    t = t_star * uniform(generators)
-    eps = normal(generators, z_hr.shape[1:])
     z_end = z_lr.detach() if loss.fatc_detach else z_lr
     z_t_sr = sr_state(z_end, z_hr, t, t_star)
     if loss.fatc_weight:
@@ -71,31 +143,34 @@ def algorithm_1(
         v_lr, v_sr = model.velocity(z_lr, at_t_star), None
     z_sr = clean_prediction(z_lr, v_lr, at_t_star)
 
-    # lines 10-12
-    terms = {"reconstruction": latent_reconstruction(z_sr, z_hr)}
-    total = terms["reconstruction"]
+    # lines 10-12, Eq. 8
+    values["reconstruction"] = weighted["reconstruction"] = latent_reconstruction(z_sr, z_hr)
     if lpips is not None or loss.grid_weight:
-        with float32_for_grids(loss.grid_weight, device):
-            x_sr = model.codec.decode(z_sr)
+        z_part, x_hr = _part(z_sr, drawn), _part(batch.hr, drawn, frozen.factor)
+        with float32_for_grids(loss.grid_weight, z_sr.device):
+            x_sr = model.codec.decode(z_part)
         if lpips is not None:
-            target = batch.hr if loss.perceptual_target == "image" else _decoded(frozen, z_hr)
-            terms["perceptual"] = lpips(x_sr, target).mean()
-            total = total + perceptual_weight * terms["perceptual"]
+            target = x_hr
+            if loss.perceptual_target == "decoded":
+                with torch.no_grad():
+                    target = frozen.decode(_part(z_hr, drawn))
+            values["perceptual"] = lpips(x_sr, target).mean()
+            weighted["perceptual"] = perceptual_weight * values["perceptual"]
         if loss.grid_weight:
-            terms["grid"], terms["hatch"] = grid(x_sr, batch.hr), hatch(x_sr, batch.hr)
-            total = total + loss.grid_weight * (terms["grid"] + terms["hatch"])
+            values["grid"], values["hatch"] = grid(x_sr, x_hr), hatch(x_sr, x_hr)
+            weighted |= {name: loss.grid_weight * values[name] for name in ("grid", "hatch")}
 
     # line 16
     if v_sr is not None:
-        terms["fatc"] = fatc(v_sr, z_end, z_hr, t_star)
-        total = total + loss.fatc_weight * terms["fatc"]
+        values["fatc"] = fatc(v_sr, z_end, z_hr, t_star)
+        weighted["fatc"] = loss.fatc_weight * values["fatc"]
 
     # lines 18-21
-    z_t_gen = interpolate(z_hr, eps, t)
+    z_t_gen = interpolate(z_hr, drawn.eps, t)
     if loss.atm_weight:
         with torch.no_grad():
             if loss.atm_state == "renoised":
-                z_t_sr, v_sr = interpolate(z_sr, eps, t), None
+                z_t_sr, v_sr = interpolate(z_sr, drawn.eps, t), None
             if v_sr is None:
                 v_sr = model.velocity(z_t_sr, t)
             anchor = (
@@ -107,22 +182,27 @@ def algorithm_1(
                 v_gen = anchor(z_t_gen, t)
         delta = path_discrepancy(z_t_sr, v_sr, z_t_gen, v_gen, t)
         matching = atm(z_sr, z_hr, delta)
-        terms["atm"] = matching.size
-        total = total + loss.atm_weight * matching.loss
+        weighted["atm"], values["atm"] = loss.atm_weight * matching.loss, matching.size
         with torch.no_grad():
             error = z_sr - z_hr
-            terms["atm_cosine"] = functional.cosine_similarity(
+            values["atm_cosine"] = functional.cosine_similarity(
                 delta.flatten(1), error.flatten(1)
             ).mean()
-            terms["sr_clean_error"] = (clean_prediction(z_t_sr, v_sr, t) - z_hr).abs().mean()
-            terms["gen_clean_error"] = (clean_prediction(z_t_gen, v_gen, t) - z_hr).abs().mean()
+            values["sr_clean_error"] = (clean_prediction(z_t_sr, v_sr, t) - z_hr).abs().mean()
+            values["gen_clean_error"] = (clean_prediction(z_t_gen, v_gen, t) - z_hr).abs().mean()
     if loss.generative_weight:
         v_gen = model.velocity(z_t_gen, t)
-        terms["generative"] = functional.mse_loss(v_gen, velocity(z_hr, eps))
-        total = total + loss.generative_weight * terms["generative"]
-    return terms | {"total": total}
+        values["generative"] = functional.mse_loss(v_gen, velocity(z_hr, drawn.eps))
+        weighted["generative"] = loss.generative_weight * values["generative"]
+    return Terms(weighted=weighted, values=values)
 
 
-def _decoded(frozen: Codec, z_hr: Tensor) -> Tensor:
-    with torch.no_grad():
-        return frozen.decode(z_hr)
+def _part(x: Tensor, drawn: Draw, unit: int = 1) -> Tensor:
+    """The windows of latents, or of images that have `unit` pixels a latent element."""
+    if drawn.windows is None:
+        return x
+    cut = [
+        sample[:, unit * top : unit * (top + side), unit * left : unit * (left + side)]
+        for sample, (top, left, side) in zip(x, drawn.windows, strict=True)
+    ]
+    return torch.stack(cut)
