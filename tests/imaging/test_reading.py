@@ -243,6 +243,8 @@ def test_read_rgb(tmp_path):
     Image.fromarray(DEEP[..., 0]).save(tmp_path / "a.png")
     expected = np.rint(DEEP[..., :1] / 257).astype(np.uint8).repeat(3, axis=2)
     np.testing.assert_array_equal(read_rgb(tmp_path / "a.png"), expected)
+    with (tmp_path / "a.png").open("rb") as stream:
+        np.testing.assert_array_equal(read_rgb(stream), expected)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif", ".avif"])

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import tyro
 
 from allosr2.cli.console import abandon_stdout, describe, errors_console, set_up_logging
+from allosr2.cli.data import Data, data
 from allosr2.cli.degrade import Degrade, degrade
 from allosr2.cli.info import Info, info
 from allosr2.cli.prepare import Prepare, prepare
@@ -25,6 +26,7 @@ from allosr2.pipeline import still_at_work
 _VERBS: dict[type, Callable[[Any], int]] = {
     Upscale: upscale,
     Train: train,
+    Data: data,
     Prepare: prepare,
     Snr: snr,
     Degrade: degrade,
@@ -36,7 +38,7 @@ _VERBS: dict[type, Callable[[Any], int]] = {
 class Command:
     """The whole command line."""
 
-    verb: Upscale | Train | Prepare | Snr | Degrade | Info
+    verb: Upscale | Train | Data | Prepare | Snr | Degrade | Info
     debug: bool = False
     """Show tracebacks and the debug log. Stands before the verb."""
 

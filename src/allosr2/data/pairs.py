@@ -1,9 +1,14 @@
-"""LR/HR training pairs, loaded in parallel; pair i depends on (seed, i) alone, so that one integer resumes."""
+"""LR/HR training pairs; pair i depends on (seed, i) and the photographs alone, so that one integer resumes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+import signal
+import threading
+import time
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,88 +18,168 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from allosr2.data.degradation import DegradationConfig, degrade, sample_degradation
-from allosr2.data.photos import HRImages
-from allosr2.errors import AlloSR2Error
+from allosr2.data.photos import BadPhoto, HRImages, Sample
+from allosr2.errors import AlloSR2Error, DataError, one_line
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """Images of one step, RGB in [0, 1]."""
+    """Images that are trained on together, RGB in [0, 1], and where they come from."""
 
     hr: Float[Tensor, "b 3 h w"]
     """HR images."""
     lr: Float[Tensor, "b 3 h/s w/s"] | None
     """Their degradations, 8-bit values; None where a stage trains on HR images alone."""
+    samples: Sequence[int] = ()
+    """Index of each image in the sequence of samples."""
+    photos: tuple[str, ...] = ()
+    """Names of the photographs that were opened for them, damaged ones too."""
+    bad: tuple[BadPhoto, ...] = ()
+    """Those that were damaged, and replaced."""
 
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on a device."""
-        return Batch(hr=self.hr.to(device), lr=None if self.lr is None else self.lr.to(device))
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Loaded:
+    """What a loading process hands over of a batch.
+
+    Pixels are no tensor on the way, which would travel through shared memory: containers have little of it,
+    and an interrupt while it changes hands makes the loading process print a traceback.
+    """
+
+    hr: UInt8[np.ndarray, "b h w 3"] | UInt8[Tensor, "b h w 3"]
+    samples: list[int]
+    photos: tuple[str, ...]
+    bad: tuple[BadPhoto, ...]
+
+    def pin_memory(self) -> _Loaded:
+        """The same where a GPU can fetch it; DataLoader calls this in a thread of its own."""
+        return replace(self, hr=torch.as_tensor(self.hr).pin_memory())
 
 
-_Pair = tuple[UInt8[Tensor, "3 h w"], UInt8[Tensor, "3 h/s w/s"] | None]
-
-
-class _Pairs(Dataset[_Pair | AlloSR2Error]):
-    def __init__(self, images: HRImages, degradation: DegradationConfig | None, scale: int) -> None:
+class _Samples(Dataset[tuple[int, Sample] | AlloSR2Error]):
+    def __init__(self, images: HRImages) -> None:
         self.images = images
-        self.degradation = degradation
-        self.scale = scale
 
-    def __getitem__(self, index: int) -> _Pair | AlloSR2Error:
+    def __getitem__(self, index: int) -> tuple[int, Sample] | AlloSR2Error:
         # as a value: raised in a loading process, a traceback would become part of the message
         try:
-            return self._pair(index)
+            return index, self.images.sample(index)
         except AlloSR2Error as error:
             return error
 
-    def _pair(self, index: int) -> _Pair:
-        hr = rearrange(torch.from_numpy(np.array(self.images[index])), "h w c -> c h w")
-        if self.degradation is None:
-            return hr, None
-        drawn = sample_degradation(self.degradation, self.images.seed, index)
-        lr = degrade(hr[None] / 255, [drawn], self.scale)[0]
-        return hr, (lr * 255).round().to(torch.uint8)  # a quarter of the bytes between processes
 
-
-def _collate(loaded: list[_Pair | AlloSR2Error]) -> Batch | AlloSR2Error:
-    pairs: list[_Pair] = []
+def _collate(loaded: list[tuple[int, Sample] | AlloSR2Error]) -> _Loaded | AlloSR2Error:
+    pairs: list[tuple[int, Sample]] = []
     for item in loaded:
         if isinstance(item, AlloSR2Error):
             return item
         pairs.append(item)
-    hr = torch.stack([hr for hr, _ in pairs]) / 255
-    lr = [lr for _, lr in pairs if lr is not None]
-    return Batch(hr=hr, lr=torch.stack(lr) / 255 if lr else None)
+    samples = [sample for _, sample in pairs]
+    bad = tuple(bad for sample in samples for bad in sample.bad)
+    opened = (*(b.photo for b in bad), *(s.photo for s in samples if s.photo is not None))
+    return _Loaded(
+        hr=np.stack([sample.image for sample in samples]),
+        samples=[index for index, _ in pairs],
+        photos=opened,
+        bad=bad,
+    )
 
 
 def batches(
     images: HRImages,
     degradation: DegradationConfig | None,
+    parts: Iterable[Sequence[int]],
     *,
     scale: int,
-    batch_size: int,
-    first: int,
-    last: int,
     workers: int,
-    process: int = 0,
-    processes: int = 1,
-) -> Iterator[Batch]:
-    """Batches of samples `first` to `last - 1` in order, each of `batch_size` consecutive ones.
+    device: torch.device,
+) -> Generator[Batch]:
+    """Batches of samples on a device, each of the samples that one of `parts` names, in order.
 
-    Of `processes` that share the batches out in turn, number `process` gets its own; `first` is then a
-    multiple of `batch_size * processes`. The last batch is smaller if `batch_size` does not divide the
-    samples' number. Without a degradation the batches hold HR images alone. Raises DataError when it comes
-    to a damaged photograph.
+    Photographs are decoded and cropped in loading processes, two batches ahead each; degradation happens on
+    the device, one sample after the other, when a batch is asked for. Closing the generator ends the
+    processes; Ctrl-C does not reach them.
+
+    Args:
+        images: HR images by index.
+        degradation: how LR images are made; None for batches of HR images alone.
+        parts: indices of the samples of each batch.
+        scale: how much smaller LR images are.
+        workers: loading processes; 0 loads in this one.
+        device: where images are degraded and left.
+
+    Raises:
+        DataError: when one photograph after another is damaged, and when a loading process dies.
     """
     loader = DataLoader(
-        _Pairs(images, degradation, scale),
-        batch_size=batch_size,
-        sampler=[i for i in range(first, last) if i // batch_size % processes == process],
+        _Samples(images),
+        batch_sampler=map(list, parts),
         num_workers=workers,
         collate_fn=_collate,
-        prefetch_factor=4 if workers else None,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_follow_parent,
+        prefetch_factor=2 if workers else None,
+        generator=torch.Generator(),  # or it would draw from the process's own
     )
-    for loaded in loader:
-        if isinstance(loaded, AlloSR2Error):
-            raise loaded
-        yield loaded
+    with _interrupts_held_back():
+        loading = iter(loader)
+    try:
+        for loaded in loading:
+            if isinstance(loaded, AlloSR2Error):
+                raise loaded
+            yield _batch(loaded, degradation, images.seed, scale, device)
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise DataError(
+            f"a loading process stopped ({one_line(error)}); where memory is short, lower --workers or "
+            "--cache-gigabytes, or give a container more shared memory"
+        ) from error
+    finally:
+        del loading  # ends the loading processes
+
+
+def _follow_parent(_: int) -> None:
+    """End a loading process with the one that it loads for, though that be killed.
+
+    Else it waits for ever for someone to take the batch that it has half handed over.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+@contextmanager
+def _interrupts_held_back() -> Generator[None]:
+    """Let Ctrl-C, which a terminal sends to all, wait; processes that are started meanwhile never hear it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
+def _batch(
+    loaded: _Loaded,
+    degradation: DegradationConfig | None,
+    seed: int,
+    scale: int,
+    device: torch.device,
+) -> Batch:
+    levels = torch.as_tensor(loaded.hr).to(device, non_blocking=True)
+    hr = rearrange(levels, "b h w c -> b c h w") / 255
+    lr = None
+    if degradation is not None:
+        drawn = [sample_degradation(degradation, seed, index) for index in loaded.samples]
+        lr = degrade(hr, drawn, scale)
+    return Batch(
+        hr=hr.contiguous(), lr=lr, samples=loaded.samples, photos=loaded.photos, bad=loaded.bad
+    )

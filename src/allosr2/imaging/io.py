@@ -72,9 +72,9 @@ def read_image(source: Path | BinaryIO, limits: Limits = Limits()) -> Picture:  
     return in_time(lambda: decode(content, limits, where), limits, where)
 
 
-def read_rgb(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+def read_rgb(source: Path | BinaryIO) -> UInt8[np.ndarray, "h w 3"]:
     """Read the colors alone, as 8 bits: 16 are rounded, gray is repeated. Errors as `read_image`."""
-    color = rounded(read_image(path).color, np.uint8)
+    color = rounded(read_image(source).color, np.uint8)
     return np.ascontiguousarray(np.broadcast_to(color, (*color.shape[:2], 3)))
 
 
