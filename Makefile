@@ -14,7 +14,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test fuzz kills lint format clean
+.PHONY: help install demo test fuzz kills faults lint format clean
 
 help:
 	@echo "make demo     enlarge sample photographs into demo/"
@@ -22,6 +22,7 @@ help:
 	@echo "make test     run the tests"
 	@echo "make fuzz     read Pillow's broken test images and 10,000 damaged files (PILLOW=folder of them)"
 	@echo "make kills    kill a folder run 50 times and compare what it comes to"
+	@echo "make faults   kill training, 200 times while it writes a checkpoint, and resume"
 	@echo "make lint     check format, style, import directions and types"
 	@echo "make format   format the code and repair what ruff can repair"
 	@echo "make clean    remove what was built, but .venv"
@@ -47,6 +48,10 @@ build/pillow-$(PILLOW_VERSION)/Tests/images:
 
 kills: .venv/.dev
 	$(BIN)/python -m pytest -m slow tests/cli/test_kill.py --log-cli-level=INFO
+
+faults: .venv/.dev
+	$(BIN)/python -m pytest tests/training/test_resume.py
+	$(BIN)/python benchmarks/faults.py
 
 lint: .venv/.dev
 	$(BIN)/ruff format --check

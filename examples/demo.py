@@ -20,19 +20,17 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import skimage.data
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from allosr2 import Upscaler
+from allosr2.imaging.sheet import Panel, sheet
 
 SCALE = 4
 JPEG_QUALITY = 75
 PANEL = 320  # side of a zoomed panel on the sheet, in pixels
 ZOOM = 2  # pixels on the sheet for each pixel of a result, per axis
-GAP = 12
-CAPTION = 34
-PAPER = (250, 250, 248)
-INK = (34, 34, 34)
 NO_ORIGINAL = (228, 228, 224)
 
 Box = tuple[int, int, int, int]
@@ -169,35 +167,20 @@ def whole(image: Image.Image, detail: tuple[int, int]) -> Image.Image:
     return small
 
 
-def sheet(comparisons: list[Comparison]) -> Image.Image:
-    """One row a sample: the whole result, then bicubic, allosr2 and the original, zoomed."""
-    overviews = [whole(each.sr, each.sample.detail) for each in comparisons]
-    overview_width = max(overview.width for overview in overviews)
-    lefts = [GAP]
-    for width in (overview_width, PANEL, PANEL):
-        lefts.append(lefts[-1] + width + GAP)
-    row_height = CAPTION + PANEL + GAP
-    page = Image.new("RGB", (lefts[-1] + PANEL + GAP, row_height * len(comparisons) + GAP), PAPER)
-    draw = ImageDraw.Draw(page)
-    font = ImageFont.load_default(size=18)
-
-    for row, (each, overview) in enumerate(zip(comparisons, overviews, strict=True)):
-        top = GAP + row * row_height
-        sample, lr = each.sample, each.lr
-        origin = f"shrunk, JPEG {JPEG_QUALITY}" if sample.shrink else "as it is"
-        detail = sample.detail
-        panels = [
-            (f"{sample.name}: {lr.width} x {lr.height}, {origin}", overview),
-            ("bicubic", zoomed(each.bicubic, detail)),
-            ("allosr2", zoomed(each.sr, detail)),
-            ("original", zoomed(each.original, detail))
-            if each.original
-            else ("no original", Image.new("RGB", (PANEL, PANEL), NO_ORIGINAL)),
-        ]
-        for left, (caption, panel) in zip(lefts, panels, strict=True):
-            draw.text((left, top + 5), caption, fill=INK, font=font)
-            page.paste(panel, (left, top + CAPTION))
-    return page
+def panels(comparison: Comparison) -> list[Panel]:
+    """A row of the sheet: the whole result, then bicubic, allosr2 and the original, zoomed."""
+    sample, lr = comparison.sample, comparison.lr
+    origin = f"shrunk, JPEG {JPEG_QUALITY}" if sample.shrink else "as it is"
+    detail = sample.detail
+    row = [
+        (f"{sample.name}: {lr.width} x {lr.height}, {origin}", whole(comparison.sr, detail)),
+        ("bicubic", zoomed(comparison.bicubic, detail)),
+        ("allosr2", zoomed(comparison.sr, detail)),
+        ("original", zoomed(comparison.original, detail))
+        if comparison.original
+        else ("no original", Image.new("RGB", (PANEL, PANEL), NO_ORIGINAL)),
+    ]
+    return [(caption, np.asarray(picture)) for caption, picture in row]
 
 
 def main() -> None:
@@ -219,7 +202,8 @@ def main() -> None:
             f" in {seconds:.1f} s"
         )
 
-    sheet(comparisons).save(folder / "sheet.png")
+    rows = [panels(comparison) for comparison in comparisons]
+    Image.fromarray(sheet(rows)).save(folder / "sheet.png")
     print(f"written to {folder.resolve()}; look at {folder / 'sheet.png'} first")
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from allosr2.flow import (
     clean_prediction,
+    euler,
     interpolate,
     noise_prediction,
     path_snr,
@@ -111,3 +112,42 @@ def test_the_clean_prediction_of_the_optimal_velocity_is_the_posterior_mean():
     torch.testing.assert_close(
         clean_prediction(z_t, v, t), world.posterior_mean(z_t, t), rtol=0, atol=1e-13
     )
+
+
+@pytest.mark.parametrize("steps", [1, 4, 16])
+def test_euler_on_a_linear_field_multiplies_by_the_same_factor_at_each_step(steps):
+    # dz/dt = z, so that one step over t / n multiplies by 1 - t / n
+    z, t = normal(0), torch.linspace(0.2, 1, 5, dtype=torch.float64)
+    expected = z * ((1 - t / steps) ** steps).view(-1, 1, 1, 1)
+    found = euler(lambda z_t, _: z_t, z, t, steps)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+def test_euler_evaluates_at_equal_steps_of_time_down_to_the_last_before_data():
+    times = []
+
+    def field(z_t, t):
+        times.append(t.tolist())
+        return torch.zeros_like(z_t)
+
+    z = normal(0, 2)
+    t = torch.tensor([0.4, 0.8], dtype=torch.float64)
+    assert torch.equal(euler(field, z, t, 4), z)
+    np.testing.assert_allclose(times, [[0.4, 0.8], [0.3, 0.6], [0.2, 0.4], [0.1, 0.2]], rtol=1e-15)
+
+
+def test_euler_comes_to_the_known_end_of_the_gaussian_world_s_flow():
+    """The flow keeps each element's quantile: (z_t - mean) / deviation is the same at t and at 0."""
+    generator = torch.Generator().manual_seed(5)
+    world = GaussianWorld.draw(generator, SHAPE)
+    z_t, time = world.hr(5, generator), 0.5
+    t = torch.full((5,), time, dtype=torch.float64)
+    deviation = ((1 - time) ** 2 * world.s**2 + time**2).sqrt()
+    expected = world.mu + world.s * (z_t - (1 - time) * world.mu) / deviation
+    errors = [
+        float((euler(world.generative_velocity, z_t, t, steps) - expected).abs().mean())
+        for steps in (10, 100, 1000)
+    ]
+    assert errors[2] < 1e-3
+    # of first order: a tenth of the step, a tenth of the error
+    np.testing.assert_allclose([errors[0] / errors[1], errors[1] / errors[2]], 10, rtol=0.1)

@@ -57,6 +57,13 @@ def free_memory(device: torch.device) -> int:
     return free
 
 
+def memory_in_use(device: torch.device) -> int:
+    """Bytes in use: on CUDA the most that tensors took so far, on the CPU the process's now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return psutil.Process().memory_info().rss
+
+
 def _statistic(path: Path, name: str) -> int:
     values = dict(line.split(maxsplit=1) for line in path.read_text().splitlines())
     return int(values.get(name, 0))

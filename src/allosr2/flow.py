@@ -57,6 +57,15 @@ def noise_prediction(
     return z_t + (1 - per_sample(t)) * v
 
 
+def euler(
+    field: VelocityField, z_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], steps: int
+) -> Float[Tensor, "b c h w"]:
+    """Follow a field from z_t at time t to data, t = 0, in equal Euler steps; one is `clean_prediction`."""
+    for left in range(steps, 0, -1):
+        z_t = clean_prediction(z_t, field(z_t, t * left / steps), t / steps)
+    return z_t
+
+
 def path_snr(t: Float[Tensor, " *n"]) -> Float[Tensor, " *n"]:
     """Signal-to-noise ratio `((1 - t) / t)^2` of the path for data of unit power (left side of Eq. 6)."""
     return ((1 - t) / t).square()

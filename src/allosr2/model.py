@@ -183,6 +183,11 @@ def base_of(folder: Path, config: ModelConfig) -> str:
     return config.base
 
 
+def named_base(base: str) -> str:
+    """A base as it can be loaded: the embedded model's own by its name, all others as they are."""
+    return str(model_folder(EMBEDDED) / "base") if base == EMBEDDED else base
+
+
 def load_frozen_codec(source: str | Path) -> Codec:
     """The codec of a model's base, without adapters: the fixed encoder of Eq. 6. Raises ModelError."""
     folder = model_folder(source)

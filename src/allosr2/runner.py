@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from torch.func import functional_call
 
 from allosr2.devices import free_memory, is_out_of_memory, resolve_device
 from allosr2.errors import ImageError
+from allosr2.fingerprint import fingerprint
 from allosr2.imaging.tiling import blend_rows, lay_tiles
 from allosr2.meter import CudaRules, Meter
 from allosr2.model import AlloSR2
@@ -30,10 +30,6 @@ _LEAST_SIDE = 4
 
 _SAFETY = 0.6
 """Share of the free memory that tiles are planned for: kernels have workspaces that are not counted."""
-
-
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Whole numbers by their size in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,21 +120,10 @@ class Runner:
         return max(min(int(budget / self.bytes_of(side**2)), LARGEST_BATCH), 1)
 
     def fingerprint(self) -> str:
-        """Tells one model from another: a hash of its constants and, of each tensor, a sample and the sum.
-
-        The sum, of the bits as whole numbers, takes in every value; hashing 24 GB would take half a minute.
-        """
+        """Tells one model from another."""
         config, conditioning = self.model.config, self.model.velocity.conditioning
         constants = (config.t_star, config.scale, config.guidance, self.model.step)
-        digest = hashlib.sha256(repr(constants).encode())
-        tensors = self.model.state_dict() | conditioning.tensors()
-        for name, tensor in sorted(tensors.items()):
-            sample = tensor.flatten()[:: max(tensor.numel() // 64, 1)]
-            bits = tensor.view(_BITS[tensor.element_size()]).sum(dtype=torch.int64).cpu()
-            digest.update(
-                name.encode() + sample.float().cpu().numpy().tobytes() + bits.numpy().tobytes()
-            )
-        return digest.hexdigest()[:16]
+        return fingerprint(self.model.state_dict() | conditioning.tensors(), constants)
 
     def _halve(self, side: int, where: str) -> None:
         multiple = self.model.multiple
@@ -216,8 +201,8 @@ def _activation_bytes(model: nn.Module, side: int, precision: torch.dtype) -> in
         for name, tensor in (*model.named_parameters(), *model.named_buffers())
     }
     picture = torch.empty(1, 3, side, side, device="meta")
-    autocast = precision == torch.bfloat16
-    with torch.no_grad(), Meter(weights.values()) as meter, CudaRules(autocast=autocast):
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16)
+    with torch.no_grad(), Meter(weights.values()) as meter, autocast, CudaRules():
         functional_call(model, weights, (picture,))
         meter.mark("a tile")
     return meter.phases[0].peak

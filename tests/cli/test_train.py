@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 
 from allosr2.cli import main
+from allosr2.cli.train import bar_text
 from allosr2.training.config import AlloSR2Training, CodecTraining, FlowTraining
 from allosr2.training.log import Status
 
@@ -54,7 +56,7 @@ def test_overrides_of_every_part(started, tmp_path):
     arguments += ["--rank", "8", "--t-star", "0.3", "--no-compile"]
     assert main(["train", "mini", *arguments]) == 0
     (config,) = started
-    assert config.images.photos == Path("photographs")
+    assert config.images.photos == ("photographs",)
     assert config.run.steps == 200
     assert config.run.output == tmp_path / "run"
     assert config.run.compile is False
@@ -101,6 +103,32 @@ def test_interruption_says_how_to_go_on(capsys, monkeypatch, tmp_path, begun):
         assert line.endswith(f"run the same command again to resume from {checkpoints}")
     else:
         assert line == "allosr2: stopped; nothing was trained yet"
+
+
+def test_being_terminated_is_an_interruption(capsys, monkeypatch, tmp_path):
+    former = signal.getsignal(signal.SIGTERM)
+
+    def run(config, report):
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("allosr2.training.loop.train", run)
+    assert main(["train", "mini", "--output", str(tmp_path / "run")]) == 130
+    assert capsys.readouterr().err.startswith("allosr2: stopped; ")
+    assert signal.getsignal(signal.SIGTERM) is former
+
+
+def test_the_bar_has_speed_memory_and_the_losses():
+    status = Status(
+        step=1,
+        steps=9,
+        learning_rate=1e-3,
+        gradient_norm=1.0,
+        memory=3_210_000_000,
+        terms={"reconstruction": 0.25, "total": 0.5, "fatc": 0.125, "atm": 1.0, "atm_cosine": 0.9},
+    )
+    line = "0.50 it/s  3.2 GB  total 0.5  reconstruction 0.25  fatc 0.125  atm 1"
+    assert bar_text(status, 0.5) == line
+    assert bar_text(status, None) == line.removeprefix("0.50 it/s  ")
 
 
 def test_what_training_needs_is_named(capsys, monkeypatch, tmp_path):

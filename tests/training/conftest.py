@@ -16,6 +16,7 @@ from allosr2.training.config import (
     OptimizationConfig,
     PerceptualConfig,
     RunConfig,
+    WatchConfig,
 )
 
 Parts = Callable[..., dict[str, Any]]
@@ -48,11 +49,12 @@ def parts(photos: Path) -> Parts:
         settings = {"steps": 4, "batch_size": 2, "log_every": 1, "checkpoint_every": 100, "seed": 3}
         return {
             "run": RunConfig(output=output, precision="float32", **settings | run),
-            "images": ImagesConfig(photos=photos, procedural=0.0, crop=32, workers=0),
+            "images": ImagesConfig(photos=(str(photos),), procedural=0.0, crop=32, workers=0),
             "optimization": OptimizationConfig(
                 learning_rate=1e-3, warmup_steps=1, decay_fraction=0.5, ema_decay=0.9
             ),
             "perceptual": PerceptualConfig(perceptual_weight=0.0),
+            "watch": WatchConfig(tracker="none", validate_every=0),
         }
 
     return build

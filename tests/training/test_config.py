@@ -114,6 +114,32 @@ def test_learning_rate_of_a_decay_shorter_than_a_step() -> None:
             {"crop": 64, "loss": LossConfig(grid_weight=0.1)},
             "crop is 64: the grid loss needs 128 px or more; without it use --grid-weight 0",
         ),
+        (
+            allosr2,
+            {"loss": LossConfig(perceptual_crop=100)},
+            "perceptual_crop is 100: use a multiple of 16 from 32 to crop 256",
+        ),
+        (
+            allosr2,
+            {"loss": LossConfig(perceptual_crop=16)},
+            "perceptual_crop is 16: use a multiple of 16 from 32 to crop 256",
+        ),
+        (
+            allosr2,
+            {"loss": LossConfig(perceptual_crop=272)},
+            "perceptual_crop is 272: use a multiple of 16 from 32 to crop 256",
+        ),
+        (
+            allosr2,
+            {"loss": LossConfig(perceptual_crop=112, grid_weight=0.1)},
+            "perceptual_crop is 112: the grid loss needs 128 px or more; without it use --grid-weight 0",
+        ),
+        (
+            allosr2,
+            {"checkpointing_interval": 0},
+            "checkpointing_interval is 0: use 1 or more",
+        ),
+        (OptimizationConfig, {"optimizer": "sgd"}, "optimizer is sgd: use adamw or adamw-8bit"),
         (AdapterConfig, {"rank": 0}, "rank is 0: use 1 or more"),
         (LossConfig, {"atm_weight": -1.0}, "atm_weight is -1.0: use 0 or more"),
         (LossConfig, {"atm_guidance": float("nan")}, "atm_guidance is nan: use a number"),
@@ -141,3 +167,15 @@ def test_refusal_names_field_value_and_remedy(
 
 def test_scale_3_fits_a_crop_that_it_divides() -> None:
     assert allosr2(crop=240, scale=3).scale == 3
+
+
+def test_lpips_is_used_if_it_has_a_file_and_a_weight() -> None:
+    path = Path("lpips.safetensors")
+    assert PerceptualConfig(perceptual=path).used
+    assert not PerceptualConfig().used
+    assert not PerceptualConfig(perceptual=path, perceptual_weight=0.0).used
+
+
+def test_all_of_an_image_may_be_decoded_as_a_part() -> None:
+    loss = LossConfig(perceptual_crop=256, grid_weight=0.1)
+    assert allosr2(loss=loss).loss.perceptual_crop == 256

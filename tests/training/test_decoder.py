@@ -72,7 +72,7 @@ def test_it_is_given_restored_latents_and_asked_for_hr_images(
     given: list[Tensor] = []
     decode = stage.module.decode
     stage.module.decode = lambda z: given.append(z) or decode(z)
-    terms = stage.losses(Batch(hr=hr, lr=lr), sample_generators(0, 0, 16, CPU))
+    terms = stage.losses(Batch(hr=hr, lr=lr), sample_generators(0, range(16), CPU))
     plain = AlloSR2.from_pretrained(model)  # its adapters are not merged
     enlarged = torch.stack([pillow_bicubic(plane, 32) for plane in lr.flatten(0, 1)])
     with torch.no_grad():
@@ -109,7 +109,7 @@ def test_its_loss_is_the_weighted_sum(config: DecoderTraining, random_lpips: Pat
     images_seen: list[Tensor] = []
     decode = stage.module.decode
     stage.module.decode = lambda z: images_seen.append(decode(z)) or images_seen[0]
-    terms = stage.losses(batch, sample_generators(0, 0, 1, CPU))
+    terms = stage.losses(batch, sample_generators(0, range(1), CPU))
     (image,) = images_seen
     expected = (
         (image - batch.hr).abs().mean()

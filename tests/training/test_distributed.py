@@ -2,65 +2,85 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from allosr2.data.pairs import batches
-from allosr2.data.photos import HRImages
 from allosr2.errors import AlloSR2Error, ConfigError
-from allosr2.training.distributed import Processes, join, measured_once
-
-
-def images(photos: Path) -> HRImages:
-    return HRImages(
-        photos=photos, procedural=0.0, crop=32, minimum_scale=1.0, cache_gigabytes=1, seed=5
-    )
+from allosr2.training.distributed import Processes, join, measured_once, parts_of_batch
 
 
 def test_alone_there_is_one_process(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.delenv("RANK", raising=False)
-    assert join("cpu", accumulation=3) == (Processes(rank=0, count=1), torch.device("cpu"))
+    assert join("cpu") == (Processes(rank=0, count=1), torch.device("cpu"))
     assert measured_once(lambda: 0.1, torch.device("cpu")) == 0.1
     terms = {"a": torch.tensor(2.0), "total": torch.tensor(5.0)}
-    assert Processes().sum_terms(terms) == terms
+    assert Processes().sum_terms(terms) == {"a": 2.0, "total": 5.0}
 
 
-def test_parts_that_cannot_be_shared_out_are_refused(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "8")
-    monkeypatch.setenv("RANK", "1")
-    with pytest.raises(ConfigError, match=r"accumulation is 4: 8 processes .* use a multiple of 8"):
-        join("cpu", accumulation=4)
+@pytest.mark.parametrize(
+    ("batch_size", "least", "processes", "parts"),
+    [
+        (16, 8, 1, 8),  # as asked
+        (16, 8, 8, 8),
+        (16, 8, 16, 16),  # an image each
+        (2, 1, 2, 2),
+        (4, 1, 1, 1),
+        (16, 1, 3, 8),  # 6, 6 and 4 images; of 4 parts the busiest would get 8
+        (12, 1, 5, 12),  # 3, 3, 2, 2 and 2; of 6 parts one would get 4
+        (7, 1, 3, 7),
+    ],
+)
+def test_a_batch_is_cut_so_that_all_are_busy(batch_size, least, processes, parts):
+    assert parts_of_batch(batch_size, least, processes) == parts
 
 
-def test_the_processes_parts_together_are_the_whole(photos):
-    settings = {"scale": 4, "batch_size": 2, "first": 12, "last": 24, "workers": 0}
-    whole = list(batches(images(photos), None, **settings))
+def test_more_processes_than_images_are_refused():
+    with pytest.raises(ConfigError, match=r"batch_size is 4: 8 processes .* at least 8, or fewer"):
+        parts_of_batch(4, 1, 8)
+
+
+@pytest.mark.parametrize(("count", "parts"), [(1, 1), (3, 3), (2, 6), (4, 6)])
+def test_the_processes_shares_together_are_the_whole(count, parts):
     shares = [
-        list(batches(images(photos), None, **settings, process=r, processes=3)) for r in range(3)
+        Processes(rank=rank, count=count).share(range(2, 5), 6, parts) for rank in range(count)
     ]
-    dealt = [shares[part % 3][part // 3] for part in range(6)]
-    assert [len(share) for share in shares] == [2, 2, 2]
-    assert all(torch.equal(a.hr, b.hr) for a, b in zip(whole, dealt, strict=True))
+    samples = [list(part) for share in shares for part in share]
+    assert sorted(chain.from_iterable(samples)) == list(range(12, 30))
+    assert {len(part) for part in samples} == {6 // parts}
+    # of each batch the parts are dealt out in turn, so that the first process has the first one
+    assert shares[0][0] == range(12, 12 + 6 // parts)
+    if (count, parts) == (4, 6):
+        assert [len(share) for share in shares] == [6, 6, 3, 3]
+        assert shares[1][:3] == [range(13, 14), range(17, 18), range(19, 20)]
 
 
-def run(command: Sequence[str], small_base: Path, photos: Path, output: Path) -> str:
-    """Train with `command`, which starts Python; returns what was said on stderr."""
+def torchrun(processes: int) -> list[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return [*launcher, f"--nproc-per-node={processes}"]
+
+
+def run(
+    command: Sequence[str], small_base: Path, photos: Path, output: Path, *options: str
+) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+    """Train with `command`, which starts Python; returns the adapters and what was logged of each step."""
     arguments = (
         f"train mini --base {small_base} --photos {photos} --output {output} --steps 3 --batch-size 4 "
         "--accumulation 2 --crop 32 --perceptual-weight 0 --grid-weight 0 --atm-weight 1 --rank 2 "
         "--alpha 2 --procedural 0 --workers 0 --no-compile --precision float32 --device cpu "
-        "--t-star-pairs 4 --log-every 1 --checkpoint-every 2"
+        "--t-star-pairs 4 --log-every 1 --checkpoint-every 2 --validate-every 0 --tracker none"
     )
     done = subprocess.run(
-        [*command, "-m", "allosr2", *arguments.split()],
+        [*command, "-m", "allosr2", *arguments.split(), *options],
         capture_output=True,
         text=True,
         timeout=300,
@@ -69,27 +89,43 @@ def run(command: Sequence[str], small_base: Path, photos: Path, output: Path) ->
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(output / "model")]
-    return done.stderr
+    assert done.stderr.count("t* =") == 1
+    lines = [json.loads(line) for line in (output / "log.jsonl").open()]
+    adapters = load_file(output / "model" / "pytorch_lora_weights.safetensors")
+    assert any(bool(adapters[key].any()) for key in adapters if ".lora_B." in key)
+    return adapters, [
+        {k: v for k, v in line.items() if k not in ("seconds", "memory")} for line in lines
+    ]
 
 
-def test_two_processes_are_one_to_the_last_bit(small_base, photos, tmp_path):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    said = run([*torchrun], small_base, photos, tmp_path / "two")
-    run([sys.executable], small_base, photos, tmp_path / "one")
-    assert said.count("t* =") == 1
-    one, two = (
-        load_file(tmp_path / name / "model" / "pytorch_lora_weights.safetensors")
-        for name in ("one", "two")
-    )
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one[key], two[key]) for key in one)
-    assert any(bool(one[key].any()) for key in one if ".lora_B." in key)
-    one_s, two_s = (
-        [line.split(', "learning_rate"')[1] for line in (tmp_path / n / "log.jsonl").open()]
-        for n in ("one", "two")
-    )
-    assert one_s == two_s
-    assert len(one_s) == 3
+@pytest.fixture(scope="module")
+def one(small_base, photos, tmp_path_factory):
+    """What one process trains."""
+    return run([sys.executable], small_base, photos, tmp_path_factory.mktemp("one"))
+
+
+@pytest.mark.parametrize("options", [[], ["--shard-base"]], ids=["whole", "sharded"])
+def test_two_processes_are_one_to_the_last_bit(one, small_base, photos, tmp_path, options):
+    """With adapters and all, and with the base's weights shared out among them."""
+    adapters, lines = run(torchrun(2), small_base, photos, tmp_path, *options)
+    expected, expected_lines = one
+    assert adapters.keys() == expected.keys()
+    assert [key for key in expected if not torch.equal(adapters[key], expected[key])] == []
+    assert lines == expected_lines
+    assert len(lines) == 3
+
+
+def test_one_process_that_accumulates_is_two_that_do_and_four_that_do_not(
+    small_base, photos, tmp_path
+):
+    curves = []
+    for processes in (1, 2, 4):
+        start = [sys.executable] if processes == 1 else torchrun(processes)
+        output = tmp_path / str(processes)
+        curves.append(run(start, small_base, photos, output, "--accumulation", "4")[1])
+    for curve in curves[1:]:
+        for line, expected in zip(curve, curves[0], strict=True):
+            assert line == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_process_that_is_left_alone_says_so(monkeypatch):

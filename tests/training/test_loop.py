@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
 import signal
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -19,10 +20,10 @@ from torch import Tensor, nn
 
 from allosr2.data.pairs import Batch
 from allosr2.errors import AlloSR2Error, ModelError
-from allosr2.training import loop
+from allosr2.training import loop, plan, state
 from allosr2.training.config import CodecTraining
 from allosr2.training.log import Status
-from allosr2.training.loop import PATIENCE, train
+from allosr2.training.loop import train
 from allosr2.training.noise import normal, sample_generators, uniform
 
 Parts = Callable[..., dict[str, Any]]
@@ -33,6 +34,7 @@ class FourNumbers:
 
     degradation = None
     scale = 1
+    fingerprint = "as it was"
 
     def __init__(self, broken: Sequence[int] = (), size: int = 4) -> None:
         self.module = nn.Linear(size, 1, bias=False)
@@ -79,7 +81,10 @@ def change(config: CodecTraining, **run: Any) -> CodecTraining:
 
 def log_of(config: CodecTraining) -> list[dict[str, Any]]:
     lines = (config.run.output / "log.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+    return [
+        {k: v for k, v in json.loads(line).items() if k not in ("seconds", "memory")}
+        for line in lines
+    ]
 
 
 def final_state(config: CodecTraining) -> dict[str, Tensor]:
@@ -105,7 +110,7 @@ class Stop:
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize(
     ("error", "checkpoint_every", "resumed_from"),
-    [(KeyboardInterrupt, 100, 5), (MemoryError, 2, 4), (MemoryError, 100, 0)],
+    [(KeyboardInterrupt, 100, 5), (OSError, 2, 4), (OSError, 100, 0)],
 )
 def test_a_stopped_run_ends_as_one_that_was_not(
     config: CodecTraining,
@@ -260,22 +265,80 @@ def test_a_step_without_finite_gradient_is_skipped(
     moved = [not torch.equal(a, b) for a, b in pairwise(weights[3:])]
     assert all(moved)
     assert [record.getMessage() for record in caplog.records] == [
-        f"step {step}: the gradient is not finite; skipped" for step in (3, 4)
+        f"step {step}: loss or gradient is not finite; left out, the {number}. so far"
+        for number, step in enumerate((3, 4), start=1)
+    ]
+    lines = (config.run.output / "non_finite.jsonl").read_text().splitlines()
+    # two samples a step
+    assert [
+        (line["step"], line["first_sample"], line["last_sample"]) for line in map(json.loads, lines)
+    ] == [
+        (3, 4, 5),
+        (4, 6, 7),
     ]
     assert final_state(config)["optimizer/weight/step"] == 6
 
 
 def test_a_run_that_is_lost_stops(config: CodecTraining, use_stage: Use) -> None:
-    # nineteen in a row are forgiven, twenty are not
-    use_stage(FourNumbers(broken=(*range(PATIENCE - 1), *range(PATIENCE, 2 * PATIENCE + 5))))
+    # four in a row are forgiven, five are not
+    use_stage(FourNumbers(broken=(*range(4), *range(5, 20))))
     done: list[int] = []
     with pytest.raises(AlloSR2Error) as caught:
-        train(change(config, steps=100), lambda status: done.append(status.step))
-    assert done[-1] == 2 * PATIENCE - 1
+        train(change(config, steps=100, patience=5), lambda status: done.append(status.step))
+    assert done[-1] == 9
     assert str(caught.value) == (
-        f"{config.run.output}: 20 steps in a row had non-finite gradients, the last at step 40; "
-        "lower the learning rate, or use --precision float32"
+        f"{config.run.output}: 5 steps in a row were not finite, the last at step 10; their samples are in "
+        "non_finite.jsonl; lower the learning rate, or use --precision float32"
     )
+    written = (config.run.output / "non_finite.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in written] == [1, 2, 3, 4, 6, 7, 8, 9, 10]
+
+
+def test_a_loss_that_is_not_finite_is_left_out_though_its_gradient_is(
+    config: CodecTraining, use_stage: Use
+) -> None:
+    stage = use_stage(FourNumbers())
+    losses = stage.losses
+
+    def infinite_once(*arguments: Any) -> dict[str, Tensor]:
+        terms = losses(*arguments)
+        return terms | {"total": terms["total"] + (torch.inf if stage.calls == 3 else 0)}
+
+    stage.losses = infinite_once
+    weights: list[Tensor] = []
+    statuses: list[Status] = []
+    train(
+        config,
+        lambda s: (statuses.append(s), weights.append(stage.module.weight.detach().clone())),
+    )
+    assert [s.step for s in statuses if not s.is_finite] == [3]
+    assert statuses[2].gradient_norm < 10
+    assert torch.equal(weights[1], weights[2])
+    assert not torch.equal(weights[2], weights[3])
+
+
+def test_running_out_of_memory_names_what_to_lower(
+    config: CodecTraining, use_stage: Use, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = use_stage(FourNumbers())
+
+    def too_much(*_: Any) -> dict[str, Tensor]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    stage.losses = too_much
+    monkeypatch.setattr(plan, "savings", lambda _: [], raising=False)
+    with pytest.raises(AlloSR2Error) as caught:
+        train(config)
+    message = str(caught.value)
+    assert re.match(r"out of memory on cpu, \d+\.\d GB in use; try a smaller --crop or", message)
+    ways = [("--gradient-checkpointing", 12_340_000_000), ("--accumulation 16", 4_000_000_000)]
+    monkeypatch.setattr(plan, "savings", lambda _: ways)
+    with pytest.raises(AlloSR2Error) as caught:
+        train(config)
+    assert "try --gradient-checkpointing (12.3 GB less), --accumulation 16 (4.0 GB less); " in str(
+        caught.value
+    )
+    assert "\n" not in str(caught.value)
 
 
 def test_another_model_under_the_same_config_is_refused(
@@ -288,19 +351,36 @@ def test_another_model_under_the_same_config_is_refused(
         train(config)
 
 
+def test_other_frozen_weights_under_the_same_config_are_refused_unless_told(
+    config: CodecTraining, use_stage: Use, caplog: pytest.LogCaptureFixture
+) -> None:
+    use_stage(FourNumbers())
+    with pytest.raises(KeyboardInterrupt):
+        train(config, Stop(3, KeyboardInterrupt))
+    use_stage(FourNumbers()).fingerprint = "another"
+    with pytest.raises(ModelError, match=r"weights are others than those .* --allow-changes"):
+        train(config)
+    with caplog.at_level(logging.WARNING):
+        train(change(config, allow_changes=True))
+    assert "frozen weights are others" in caplog.text
+
+
 def test_noise_of_a_sample_depends_on_its_index_alone() -> None:
     cpu = torch.device("cpu")
-    whole = normal(sample_generators(4, 10, 6, cpu), (2, 3))
-    parts = [normal(sample_generators(4, first, 2, cpu), (2, 3)) for first in (10, 12, 14)]
+    whole = normal(sample_generators(4, range(10, 16), cpu), (2, 3))
+    parts = [
+        normal(sample_generators(4, part, cpu), (2, 3))
+        for part in ([10, 11], (12, 13), range(14, 16))
+    ]
     assert whole.shape == (6, 2, 3)
     assert torch.equal(torch.cat(parts), whole)
-    assert not torch.equal(normal(sample_generators(5, 10, 6, cpu), (2, 3)), whole)
+    assert not torch.equal(normal(sample_generators(5, range(10, 16), cpu), (2, 3)), whole)
 
 
 def test_noise_has_its_distribution() -> None:
     from scipy import stats
 
-    generators = sample_generators(0, 0, 2000, torch.device("cpu"))
+    generators = sample_generators(0, range(2000), torch.device("cpu"))
     assert stats.kstest(uniform(generators).numpy(), "uniform").pvalue > 1e-3
     assert stats.kstest(normal(generators, ()).numpy(), "norm").pvalue > 1e-3
 
@@ -316,7 +396,7 @@ def test_a_second_interruption_does_not_stop_the_checkpoint(
     former = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells may have it ignored
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, former))
     use_stage(FourNumbers())
-    save = loop.save_checkpoint
+    save = state.save_checkpoint
 
     def interrupted(*arguments: Any) -> Path:
         signal.raise_signal(signal.SIGINT)
@@ -326,7 +406,7 @@ def test_a_second_interruption_does_not_stop_the_checkpoint(
         if status.step == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "save_checkpoint", interrupted)
+    monkeypatch.setattr(state, "save_checkpoint", interrupted)
     config = CodecTraining(**parts(tmp_path / "run"))
     with pytest.raises(KeyboardInterrupt):
         train(config, stop)

@@ -132,7 +132,7 @@ def test_a_constant_image_is_learned(build: Build, tmp_path: Path, kind: str, st
     config = build(kind, tmp_path / "run", steps=steps, batch_size=4)
     config = dataclasses.replace(
         config,
-        images=dataclasses.replace(config.images, photos=photos),
+        images=dataclasses.replace(config.images, photos=(str(photos),)),
         optimization=dataclasses.replace(config.optimization, learning_rate=1e-2),
     )
     totals: list[float] = []
@@ -170,7 +170,7 @@ def test_softened_images_are_the_target(build: Build, tmp_path: Path, fraction: 
     stage.module.encode = lambda image, encode=stage.module.encode: (
         seen.append(image) or encode(image)
     )
-    stage.losses(Batch(hr=hr, lr=None), sample_generators(0, 0, 16, torch.device("cpu")))
+    stage.losses(Batch(hr=hr, lr=None), sample_generators(0, range(16), torch.device("cpu")))
     blurred = torch.stack(
         [
             pillow_bicubic(plane, 32)
@@ -299,7 +299,8 @@ def test_t_star_is_measured_once(
         cache_gigabytes=1.0,
         seed=config.run.seed,
     )
-    (batch,) = batches(images, preset("mild"), scale=4, batch_size=5, first=0, last=5, workers=0)
+    cpu = torch.device("cpu")
+    (batch,) = batches(images, preset("mild"), [range(5)], scale=4, workers=0, device=cpu)
     assert batch.lr is not None
     codec = Codec(load_vae(str(small_base)))
     lr = torch.nn.functional.interpolate(batch.lr, (32, 32), mode="bicubic", antialias=True)

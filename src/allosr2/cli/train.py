@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import signal
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from rich.progress import TaskID, TextColumn
 from tyro.conf import CascadeSubcommandArgs
@@ -25,6 +28,19 @@ else:
         prefix_names=False,
     )
 
+TERMS = (
+    "total",
+    "reconstruction",
+    "perceptual",
+    "fatc",
+    "atm",
+    "generative",
+    "grid",
+    "hatch",
+    "latent",
+    "flow_matching",
+)
+"""Loss terms of all stages, as the bar shows them; the log has diagnostics too."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
 
@@ -69,10 +85,11 @@ def train(config: Train) -> int:
                 task = bar.add_task(name, total=status.steps, completed=status.step - 1, text="")
                 tasks.append(task)
             speed = bar.tasks[0].speed
-            bar.update(tasks[0], completed=status.step, text=_text(status, speed))
+            bar.update(tasks[0], completed=status.step, text=bar_text(status, speed))
 
         try:
-            folder = run(config.recipe, report)
+            with _terminated_as_interrupted():
+                folder = run(config.recipe, report)
         except KeyboardInterrupt:
             bar.stop()
             if leads:
@@ -84,10 +101,31 @@ def train(config: Train) -> int:
     return 0
 
 
-def _text(status: Status, speed: float | None) -> str:
-    """Speed and loss terms in one line."""
+@contextmanager
+def _terminated_as_interrupted() -> Generator[None]:
+    """Take SIGTERM, by which clusters, containers and torchrun end a process, for a Ctrl-C: state is saved."""
+
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    former = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+def bar_text(status: Status, speed: float | None) -> str:
+    """Speed, memory and loss terms in one line."""
     rate = "" if speed is None else f"{speed:.2f} it/s  "
-    return rate + "  ".join(f"{name} {value:.4g}" for name, value in status.terms.items())
+    memory = f"{status.memory / 10**9:.1f} GB  "
+    terms = "  ".join(f"{name} {status.terms[name]:.4g}" for name in _shown(status))
+    return rate + memory + terms
+
+
+def _shown(status: Status) -> list[str]:
+    """The terms of the loss; diagnostics are in the log."""
+    return [name for name in TERMS if name in status.terms]
 
 
 def _how_to_go_on(output: Path) -> str:

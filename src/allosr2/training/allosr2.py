@@ -25,7 +25,9 @@ from allosr2.data.degradation import preset
 from allosr2.data.pairs import Batch, batches
 from allosr2.data.photos import HRImages
 from allosr2.errors import ConfigError, ModelError
+from allosr2.fingerprint import fingerprint
 from allosr2.imaging.resize import enlarge
+from allosr2.losses.grid import float32_for_grids
 from allosr2.model import (
     CONDITIONING_NAME,
     AlloSR2,
@@ -33,14 +35,23 @@ from allosr2.model import (
     copy_base,
     load_conditioning,
     model_folder,
+    named_base,
     origin_of,
 )
 from allosr2.training.adapters import add_fresh_adapters, use_gradient_checkpointing
 from allosr2.training.checkpoint import provenance_fields
 from allosr2.training.config import AlloSR2Training
-from allosr2.training.distributed import measured_once
+from allosr2.training.diagnostics import (
+    Inspection,
+    gradient_norms,
+    inspect_results,
+    snr_match,
+    straightness,
+)
+from allosr2.training.distributed import measured_once, shard
+from allosr2.training.noise import sample_generators
 from allosr2.training.perceptual import build_lpips
-from allosr2.training.step import algorithm_1
+from allosr2.training.step import algorithm_1, draw, weighted_terms
 from allosr2.trajectory import latent_power, optimal_time
 
 logger = logging.getLogger(__name__)
@@ -60,7 +71,8 @@ class AlloSR2Stage:
         device: torch.device,
         constants: dict[str, float],
     ) -> None:
-        local = Path(config.base).is_dir()
+        self._base = named_base(config.base)
+        local = Path(self._base).is_dir()
         if config.embed_base and not local:
             raise ConfigError(
                 f"embed_base is set: base {config.base} is no folder here; name one, or leave it out"
@@ -69,19 +81,20 @@ class AlloSR2Stage:
         self.scale = config.scale
         self._config = config
         self._data = {
-            "photographs": len(images.folder.paths) if images.folder else 0,
-            "folder": config.images.photos.resolve().name,
+            "photographs": len(images.folder.photos) if images.folder else 0,
+            "folder": ", ".join(Path(photos).resolve().name for photos in config.images.photos),
             "drawn": config.images.procedural,
         }
         self._lpips = build_lpips(config.perceptual, device, compile=config.run.compile)
-        outlined, outlined_vae = outline(config.base)
+        outlined, outlined_vae = outline(self._base)
         # what is small is checked first: a large base takes minutes to load, hours to download
         try:
             _velocity(config, outlined).check_channels(codec_of(outlined_vae).channels)
         except ModelError as error:
             raise ModelError(f"{config.base}: {error}") from error
-        vae = load_vae(config.base)
-        transformer = load_transformer(config.base, config.base_precision)
+        vae = load_vae(self._base)
+        transformer = load_transformer(self._base, config.base_precision)
+        self.fingerprint = fingerprint(vae.state_dict() | transformer.state_dict())
         self._frozen = codec_of(copy.deepcopy(vae)).to(device).to(memory_format=torch.channels_last)
         codec, velocity = codec_of(vae), _velocity(config, transformer)
         if config.initial:
@@ -91,16 +104,20 @@ class AlloSR2Stage:
                 unfreeze_adapters(part)
         else:
             add_fresh_adapters(config, codec, velocity)
-        use_gradient_checkpointing(config, vae, transformer)
+        use_gradient_checkpointing(config, vae=vae, transformer=transformer)
+        if config.run.compile:
+            velocity.compile_blocks()
+        if config.shard_base:  # what is compiled, and before any device holds all of it
+            shard(transformer, device)
         self.constants = constants or {
             "t_star": config.t_star
             or measured_once(lambda: self._measure_t_star(images, device), device)
         }
         # a local base is named by its absolute path: the model is not always loaded from where it was trained
-        base = str(Path(config.base).resolve()) if local else config.base
+        base = str(Path(self._base).resolve()) if local else config.base
         model_config = ModelConfig(
             base="base" if config.embed_base else base,
-            origin=origin_of(config.base),
+            origin=origin_of(self._base),
             t_star=representable_time(self.constants["t_star"]),
             scale=config.scale,
             preset=config.preset,
@@ -113,7 +130,6 @@ class AlloSR2Stage:
             for codec in (self._frozen, self.module.codec):
                 codec.vae.encoder.compile()
                 codec.vae.decoder.compile()
-            velocity.compile_blocks()
 
     def losses(self, batch: Batch, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
         """Algorithm 1's terms."""
@@ -127,6 +143,52 @@ class AlloSR2Stage:
             perceptual_weight=self._config.perceptual.perceptual_weight,
         )
 
+    def inspect(self, batches: Sequence[Batch]) -> Inspection:
+        """What becomes of LR images; how z_lr fits t*; how straight the path is; each loss's gradient.
+
+        The gradients are those of the first batch, with the same t and eps each time; a sharded transformer,
+        whose backward pass serves one loss at a time, goes without.
+        """
+        t_star, velocity = self.module.config.t_star, self.module.velocity
+        latents = [(self._encode_lr(batch), self._frozen.encode(batch.hr)) for batch in batches]
+        results = (self._decode(self.module.one_step(z_lr)) for z_lr, _ in latents)
+        inspection = inspect_results(batches, results, scale=self.scale, lpips=self._lpips)
+        numbers = inspection.numbers | snr_match(latents, t_star)
+        numbers |= straightness(velocity, latents, t_star)
+        if not self._config.shard_base:
+            with torch.enable_grad():
+                losses = self._weighted_losses(batches[0])
+            numbers |= gradient_norms(losses, {"codec": self.module.codec, "velocity": velocity})
+        return dataclasses.replace(inspection, numbers=numbers)
+
+    def _encode_lr(self, batch: Batch) -> Tensor:
+        assert batch.lr is not None
+        return self.module.codec.encode(enlarge(batch.lr, self.scale))
+
+    def _decode(self, z_sr: Tensor) -> Tensor:
+        with float32_for_grids(self._config.loss.grid_weight, z_sr.device):
+            return self.module.codec.decode(z_sr)
+
+    def _weighted_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Each term of the sum that is trained on, with what was drawn for these samples."""
+        loss, device = self._config.loss, batch.hr.device
+        drawn = draw(
+            sample_generators(self._config.run.seed, batch.samples, device),
+            batch,
+            self._frozen,
+            t_star=self.module.config.t_star,
+            crop=loss.perceptual_crop,
+        )
+        return weighted_terms(
+            self.module,
+            self._frozen,
+            batch,
+            drawn,
+            loss=loss,
+            lpips=self._lpips,
+            perceptual_weight=self._config.perceptual.perceptual_weight,
+        ).weighted
+
     def export(self, folder: Path) -> Path:
         """Write the model folder; a base that is embedded travels with it."""
         provenance: dict[str, Any] = {
@@ -138,24 +200,24 @@ class AlloSR2Stage:
         self.module.config = dataclasses.replace(self.module.config, provenance=provenance)
         self.module.save_pretrained(folder)
         if self._config.embed_base:
-            copy_base(Path(self._config.base), folder)
+            copy_base(Path(self._base), folder)
         return folder
 
     def _measure_t_star(self, images: HRImages, device: torch.device) -> float:
         """Eq. 6 on the run's first `t_star_pairs` pairs, by the frozen encoder, less those of one color."""
 
         def latents() -> Iterator[tuple[Tensor, Tensor]]:
-            run = self._config.run
+            run, pairs = self._config.run, range(self._config.t_star_pairs)
+            size = run.batch_size // run.accumulation
             loader = batches(
                 images,
                 self.degradation,
+                [pairs[first : first + size] for first in pairs[::size]],
                 scale=self.scale,
-                batch_size=run.batch_size // run.accumulation,
-                first=0,
-                last=self._config.t_star_pairs,
                 workers=self._config.images.workers,
+                device=device,
             )
-            for batch in (b.to(device) for b in loader):
+            for batch in loader:
                 assert batch.lr is not None
                 z_lr = self._frozen.encode(enlarge(batch.lr, self.scale))
                 z_hr = self._frozen.encode(batch.hr)

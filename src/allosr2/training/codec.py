@@ -16,6 +16,7 @@ from allosr2.backbones.presets import mini_vae
 from allosr2.data.pairs import Batch
 from allosr2.imaging.resize import enlarge, resize
 from allosr2.training.config import CodecTraining
+from allosr2.training.diagnostics import Inspection, inspect_results
 from allosr2.training.noise import normal, uniform
 from allosr2.training.perceptual import build_lpips
 
@@ -38,6 +39,7 @@ class CodecStage:
         self.degradation = None
         self.scale = 1
         self.constants: dict[str, float] = {}
+        self.fingerprint = ""  # nothing is frozen
         self._config = config
         self._weight = config.perceptual.perceptual_weight
         self._lpips = build_lpips(config.perceptual, device, compile=config.run.compile)
@@ -62,6 +64,11 @@ class CodecStage:
             terms["perceptual"] = self._lpips(image, target).mean()
             total = total + self._weight * terms["perceptual"]
         return terms | {"total": total}
+
+    def inspect(self, batches: Sequence[Batch]) -> Inspection:
+        """HR images through the codec and back."""
+        results = (self.module.decode(self.module.encode(batch.hr)) for batch in batches)
+        return inspect_results(batches, results, scale=self.scale, lpips=self._lpips)
 
     def export(self, folder: Path) -> Path:
         """Write the VAE as a base folder (without a transformer yet)."""

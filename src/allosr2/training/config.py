@@ -34,19 +34,23 @@ def _check_at_least(least: int, config: object, *names: str) -> None:
         _check(value >= least and isfinite(value), name, value, f"use {least} or more")
 
 
-def _check_grid(weight: float, crop: int) -> None:
+def _check_grid(weight: float, crop: int, name: str = "crop") -> None:
     remedy = f"the grid loss needs {GRID_CROP} px or more; without it use --grid-weight 0"
-    _check(not weight or crop >= GRID_CROP, "crop", crop, remedy)
+    _check(not weight or crop >= GRID_CROP, name, crop, remedy)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImagesConfig:
     """Where HR training images come from."""
 
-    photos: Path = Path("photos")
-    """Folder of photographs, searched recursively; not read where every image is drawn."""
+    photos: tuple[str, ...] = ()
+    """Folders of photographs, searched recursively, or of tar shards (`allosr2 data shard`). `ffhq:10000` takes
+    the first 10,000 by name. With none every image is drawn."""
     procedural: float = 0.2
     """Fraction of images that are drawn instead of cropped, in [0, 1]."""
+    bad_fraction: float = 0.2
+    """Fraction of the photographs that may be damaged before the run stops, in [0, 1]; until then others take
+    their places."""
     crop: int = 256
     """Side of an HR crop in pixels; a multiple of 16."""
     minimum_scale: float = 0.5
@@ -57,7 +61,7 @@ class ImagesConfig:
     """Loading processes."""
 
     def __post_init__(self) -> None:
-        _check_fractions(self, "procedural")
+        _check_fractions(self, "procedural", "bad_fraction")
         _check(
             self.crop >= 32 and self.crop % 16 == 0,
             "crop",
@@ -72,6 +76,8 @@ class ImagesConfig:
 class OptimizationConfig:
     """AdamW and its schedule: linear warm-up, constant, linear decay toward zero at the end."""
 
+    optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
+    """AdamW, fused, or with moments of 8 bits through bitsandbytes: a quarter of their memory."""
     learning_rate: float = 5e-5
     """Peak learning rate."""
     weight_decay: float = 0.01
@@ -91,6 +97,12 @@ class OptimizationConfig:
     """
 
     def __post_init__(self) -> None:
+        _check(
+            self.optimizer in ("adamw", "adamw-8bit"),
+            "optimizer",
+            self.optimizer,
+            "use adamw or adamw-8bit",
+        )
         _check(
             0 < self.learning_rate < inf,
             "learning_rate",
@@ -124,8 +136,10 @@ class RunConfig:
     batch_size: int = 16
     """Images of one optimizer step."""
     accumulation: int = 1
-    """Parts that a batch is cut into, one forward and backward each; divides `batch_size`. Several processes
-    (torchrun) share the parts out, so that the batch is the same however many there are."""
+    """Parts that a batch is cut into at least, one forward and backward each; divides `batch_size`.
+
+    Several processes (torchrun) share the parts out, and there are more parts where there are more processes:
+    the batch is the same however many there are."""
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     """Autocast precision of the networks; weights and losses stay float32."""
     compile: bool = False
@@ -140,9 +154,15 @@ class RunConfig:
     """Steps between two checkpoints."""
     keep_checkpoints: int = 2
     """Checkpoints kept; older ones are removed."""
+    allow_changes: bool = False
+    """Go on from checkpoints of another config too; what differs is logged."""
+    patience: int = 20
+    """Non-finite steps in a row after which the run stops; each is left out and its samples written down."""
+    profile: bool = False
+    """Write a trace of a few early steps, for chrome://tracing and ui.perfetto.dev."""
 
     def __post_init__(self) -> None:
-        _check_at_least(1, self, "steps", "batch_size", "accumulation")
+        _check_at_least(1, self, "steps", "batch_size", "accumulation", "patience")
         _check_at_least(1, self, "log_every", "checkpoint_every", "keep_checkpoints")
         _check_at_least(0, self, "seed")
         _check(
@@ -160,16 +180,45 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class WatchConfig:
+    """How a run is watched while it trains; what it trains does not depend on any of this."""
+
+    tracker: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
+    """Where curves and pictures go beside the run's own log: TensorBoard's files, Weights & Biases, trackio."""
+    validate_every: int = 500
+    """Steps between looks at the validation images: metrics, diagnostics, a before/after sheet; 0 is never."""
+    validation_images: int = 8
+    """Images that are looked at."""
+    validation_photos: tuple[str, ...] = ()
+    """Photographs to take them from, as for `photos`; with none fresh crops of the training photographs."""
+
+    def __post_init__(self) -> None:
+        _check_at_least(0, self, "validate_every")
+        _check_at_least(1, self, "validation_images")
+        _check(
+            self.tracker in ("tensorboard", "wandb", "trackio", "none"),
+            "tracker",
+            self.tracker,
+            "use tensorboard, wandb, trackio or none",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PerceptualConfig:
     """LPIPS, the perceptual distance of Eq. 8."""
 
-    perceptual: Path = Path("lpips.safetensors")
-    """Safetensors file of LPIPS weights on SqueezeNet 1.1; not read where the weight is 0."""
+    perceptual: Path | None = None
+    """Safetensors file of LPIPS weights on SqueezeNet 1.1; None leaves LPIPS out, which is warned of."""
     perceptual_weight: float = 2.0
     """Weight of LPIPS; the lambda of Eq. 8, which the paper does not give. 0 leaves LPIPS out."""
 
     def __post_init__(self) -> None:
         _check_at_least(0, self, "perceptual_weight")
+
+    @property
+    def used(self) -> bool:
+        """Whether LPIPS is part of the loss."""
+        return self.perceptual is not None and self.perceptual_weight > 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -179,6 +228,7 @@ class CodecTraining:
     run: RunConfig
     images: ImagesConfig
     optimization: OptimizationConfig
+    watch: WatchConfig = field(default_factory=WatchConfig)
     perceptual: PerceptualConfig
     initial: Path | None = None
     """Base folder whose VAE is trained on; without it training starts from random weights."""
@@ -199,6 +249,7 @@ class FlowTraining:
     run: RunConfig
     images: ImagesConfig
     optimization: OptimizationConfig
+    watch: WatchConfig = field(default_factory=WatchConfig)
     codec: Path
     """Base folder whose VAE is used."""
     initial: Path | None = None
@@ -232,6 +283,9 @@ class LossConfig:
 
     perceptual_target: Literal["image", "decoded"] = "image"
     """LPIPS against the HR image (Algorithm 1, line 12) or against its decoded latent (Eq. 8)."""
+    perceptual_crop: int | None = None
+    """Side in pixels of a random part of each latent that is decoded for the losses on images, a multiple of 16
+    and at least 32; None decodes all of it."""
     fatc_weight: float = 1.0
     """Weight of FATC; 0 is the ablation without it."""
     fatc_detach: bool = False
@@ -269,9 +323,10 @@ class AlloSR2Training:
     run: RunConfig
     images: ImagesConfig
     optimization: OptimizationConfig
+    watch: WatchConfig = field(default_factory=WatchConfig)
     perceptual: PerceptualConfig
     base: str
-    """Base in diffusers layout: a local folder or a hub id."""
+    """Base in diffusers layout: a local folder, a hub id, or `mini`, the embedded model's."""
     base_precision: Literal["float32", "bfloat16", "nf4"] = "float32"
     """How the frozen transformer is held; nf4 is 4 bits a weight, through bitsandbytes."""
     conditioning: Path | None = None
@@ -283,6 +338,11 @@ class AlloSR2Training:
     """Guidance of guidance-distilled bases (FLUX.1-dev: 1.0); None for all others."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: a third more time, a fraction of the memory."""
+    checkpointing_interval: int = 1
+    """Of the transformer's blocks every n-th is computed again: less time and more memory than with 1."""
+    shard_base: bool = False
+    """Share the frozen transformer's weights out among the processes (FSDP), which gather each block to compute
+    it: for bases that do not fit one GPU."""
     embed_base: bool = False
     """Copy the base into the exported model folder; for bases as small as `mini`'s."""
     loss: LossConfig = field(default_factory=LossConfig)
@@ -299,7 +359,7 @@ class AlloSR2Training:
     """Pairs that t* is measured on."""
 
     def __post_init__(self) -> None:
-        _check_at_least(1, self, "scale", "t_star_pairs")
+        _check_at_least(1, self, "scale", "t_star_pairs", "checkpointing_interval")
         _check(
             self.images.crop % self.scale == 0,
             "scale",
@@ -324,6 +384,12 @@ class AlloSR2Training:
             self.base_precision,
             "needs --precision bfloat16",
         )
+        _check(
+            not (self.shard_base and self.base_precision == "nf4"),
+            "shard_base",
+            self.shard_base,
+            "weights of 4 bits cannot be shared out; use --base-precision bfloat16",
+        )
         adapter = self.adapter
         _check(
             not (self.initial and (adapter.transformer_targets or adapter.vae_targets)),
@@ -343,7 +409,15 @@ class AlloSR2Training:
             self.text_tokens,
             "use 0 or more",
         )
-        _check_grid(self.loss.grid_weight, self.images.crop)
+        crop, part = self.images.crop, self.loss.perceptual_crop
+        _check(
+            part is None or (32 <= part <= crop and part % 16 == 0),
+            "perceptual_crop",
+            part,
+            f"use a multiple of 16 from 32 to crop {crop}",
+        )
+        _check_grid(self.loss.grid_weight, crop)
+        _check_grid(self.loss.grid_weight, part or crop, "perceptual_crop")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -353,6 +427,7 @@ class DecoderTraining:
     run: RunConfig
     images: ImagesConfig
     optimization: OptimizationConfig
+    watch: WatchConfig = field(default_factory=WatchConfig)
     perceptual: PerceptualConfig
     model: str
     """Model folder that its base lies in, or `mini`."""

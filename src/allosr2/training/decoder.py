@@ -17,11 +17,13 @@ from allosr2.backbones.base import save_base
 from allosr2.data.degradation import preset, quiet
 from allosr2.data.pairs import Batch
 from allosr2.errors import ConfigError
+from allosr2.fingerprint import fingerprint
 from allosr2.imaging.resize import enlarge
 from allosr2.losses.grid import float32_for_grids, grid, hatch
 from allosr2.model import AlloSR2, ModelConfig, copy_base, load_frozen_codec, model_folder
 from allosr2.training.checkpoint import provenance_fields
 from allosr2.training.config import DecoderTraining
+from allosr2.training.diagnostics import Inspection, inspect_results
 from allosr2.training.noise import uniform
 from allosr2.training.perceptual import build_lpips
 
@@ -41,7 +43,9 @@ class DecoderStage:
                 f"model is {config.model}: its base {base} lies elsewhere and would not get the new decoder; "
                 "use a model that was trained with --embed-base"
             )
-        self._model = AlloSR2.from_pretrained(folder).merge().to(device)
+        self._model = AlloSR2.from_pretrained(folder).merge()
+        self.fingerprint = fingerprint(self._model.state_dict())
+        self._model.to(device)
         self._model.codec.to(memory_format=torch.channels_last)
         self.module = load_frozen_codec(folder).to(device)
         self.module.to(memory_format=torch.channels_last)
@@ -65,15 +69,12 @@ class DecoderStage:
 
     def losses(self, batch: Batch, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
         """`reconstruction` (L1), `perceptual` (LPIPS), `grid` and `hatch`."""
-        assert batch.lr is not None
         config = self._config
         restored = uniform(generators) < config.result_fraction
         with torch.no_grad():
-            z_lr = self._model.codec.encode(enlarge(batch.lr, self.scale))
-            z_sr = self._model.one_step(z_lr)
+            z_sr = self._restored(batch)
             z = torch.where(restored[:, None, None, None], z_sr, self.module.encode(batch.hr))
-        with float32_for_grids(config.grid_weight, z.device):
-            image = self.module.decode(z)
+        image = self._decode(z)
         terms = {"reconstruction": (image - batch.hr).abs().mean()}
         total = terms["reconstruction"]
         if self._lpips is not None:
@@ -83,6 +84,19 @@ class DecoderStage:
             terms["grid"], terms["hatch"] = grid(image, batch.hr), hatch(image, batch.hr)
             total = total + config.grid_weight * (terms["grid"] + terms["hatch"])
         return terms | {"total": total}
+
+    def inspect(self, batches: Sequence[Batch]) -> Inspection:
+        """What becomes of LR images with this decoder."""
+        results = (self._decode(self._restored(batch)) for batch in batches)
+        return inspect_results(batches, results, scale=self.scale, lpips=self._lpips)
+
+    def _restored(self, batch: Batch) -> Tensor:
+        assert batch.lr is not None
+        return self._model.one_step(self._model.codec.encode(enlarge(batch.lr, self.scale)))
+
+    def _decode(self, z: Tensor) -> Tensor:
+        with float32_for_grids(self._config.grid_weight, z.device):
+            return self.module.decode(z)
 
     def export(self, folder: Path) -> Path:
         """Write the model with its base inside: the new decoder, the rest as it was, the VAE in bfloat16."""

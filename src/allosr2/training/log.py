@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 
 
@@ -21,6 +22,17 @@ class Status:
     """Global gradient norm before clipping."""
     terms: dict[str, float]
     """Loss terms by name, averaged over the batch."""
+    gradient_norms: dict[str, float] = field(default_factory=dict)
+    """Gradient norms of the parts of what is trained, before clipping."""
+    seconds: float = 0.0
+    """Time since the step before."""
+    memory: int = 0
+    """Bytes in use (`allosr2.devices.memory_in_use`)."""
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether loss and gradient are, so that the step was taken."""
+        return isfinite(self.gradient_norm) and isfinite(self.terms["total"])
 
 
 def rewind(log: Path, step: int) -> None:
@@ -35,13 +47,15 @@ def rewind(log: Path, step: int) -> None:
     log.write_text("".join(kept))
 
 
-def append(log: Path, status: Status, seconds: float) -> None:
+def append(log: Path, status: Status) -> None:
     """Append one line to the run's log."""
     line = {
         "step": status.step,
-        "seconds": round(seconds, 3),
+        "seconds": round(status.seconds, 3),
+        "memory": status.memory,
         "learning_rate": status.learning_rate,
         "gradient_norm": status.gradient_norm,
+        **{f"gradient_norm.{part}": norm for part, norm in status.gradient_norms.items()},
         **status.terms,
     }
     with log.open("a") as file:

@@ -18,6 +18,7 @@ from allosr2.training.config import (
     PerceptualConfig,
     RunConfig,
     TrainingConfig,
+    WatchConfig,
 )
 
 
@@ -67,7 +68,7 @@ def mini_flow() -> FlowTraining:
 
 
 def mini() -> AlloSR2Training:
-    """Stage 3 of `mini`: Algorithm 1 on the base that stages 1 and 2 made.
+    """Stage 3 of `mini`: Algorithm 1 on the embedded model's base, or on what stages 1 and 2 made.
 
     ATM is left out: from a flow this weak its anchor is smoother than z_hr and takes detail away. LPIPS
     weighs more than the default 2, at which FATC's gradient is six times as large, and losses that the paper
@@ -85,10 +86,11 @@ def mini() -> AlloSR2Training:
             decay_fraction=0.5,
             ema_decay=0.998,
         ),
+        watch=WatchConfig(validate_every=200, validation_images=4),
         perceptual=PerceptualConfig(perceptual_weight=10.0),
-        base="runs/mini-flow/model",
+        base="mini",
         embed_base=True,
-        loss=LossConfig(atm_weight=0.0, grid_weight=0.2),
+        loss=LossConfig(atm_weight=0.0, grid_weight=0.2, perceptual_crop=256),
         adapter=AdapterConfig(rank=64, alpha=64),
         preset="mild",
     )
@@ -133,10 +135,12 @@ def flux_dev_x4() -> AlloSR2Training:
             batch_size=16,
             accumulation=8,
         ),
-        # the paper's data: LSDIR and the first 10 K of FFHQ, in one folder, nothing drawn
-        images=ImagesConfig(procedural=0.0, crop=512, minimum_scale=1.0, workers=4),
+        # the paper's data, nothing drawn
+        images=ImagesConfig(
+            photos=("lsdir", "ffhq:10000"), procedural=0.0, crop=512, minimum_scale=1.0, workers=4
+        ),
         optimization=OptimizationConfig(learning_rate=5e-5, ema_decay=0.0),
-        perceptual=PerceptualConfig(),
+        perceptual=PerceptualConfig(perceptual=Path("lpips.safetensors")),
         base="black-forest-labs/FLUX.1-dev",
         base_precision="bfloat16",
         conditioning=Path("conditioning.safetensors"),

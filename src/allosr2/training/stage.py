@@ -22,6 +22,7 @@ from allosr2.training.config import (
     TrainingConfig,
 )
 from allosr2.training.decoder import DecoderStage
+from allosr2.training.diagnostics import Inspection
 from allosr2.training.flow import FlowStage
 
 
@@ -48,8 +49,17 @@ class Stage(Protocol):
         """Numbers measured when the stage was built, kept in checkpoints."""
         ...
 
+    @property
+    def fingerprint(self) -> str:
+        """Tells the frozen weights that are trained with from others; kept in checkpoints."""
+        ...
+
     def losses(self, batch: Batch, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
         """Loss terms of a batch by name; `total` is what is differentiated. A generator a sample."""
+        ...
+
+    def inspect(self, batches: Sequence[Batch]) -> Inspection:
+        """Look at validation images; called as `allosr2.training.inspection.inspect` calls it."""
         ...
 
     def export(self, folder: Path) -> Path:
