@@ -22,7 +22,7 @@ def test_card_shows_every_setting(guidance, shown):
         "guidance": guidance,
         "provenance": {
             "training": {"run.steps": 7, "run.recipe": "flux-dev-lean"},
-            "data": {"photographs": 31, "folder": "lsdir", "drawn": 0.2},
+            "data": {"photographs": 31, "sources": ["lsdir", "ffhq:10000"], "drawn": 0.2},
         },
         "metrics": [
             {"dataset": "RealSR", "metric": "PSNR-Y", "value": 25.5, "by": "pyiqa 0.1.16"},
@@ -42,7 +42,7 @@ def test_card_shows_every_setting(guidance, shown):
     assert "NON-COMMERCIAL use only" in card
     assert "| RealSR | PSNR-Y | 25.5 | pyiqa 0.1.16 |" in card
     assert "| recipe | flux-dev-lean |" in card
-    assert "31 photographs of the folder `lsdir`, 20% drawn images" in card
+    assert "31 photographs (`lsdir`, `ffhq:10000`), 20% drawn images" in card
     assert f"| guidance | {shown} |" in card
     assert "| t* (Eq. 6) | 0.438 |" in card
     assert "Allo{SR}²" in card

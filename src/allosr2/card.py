@@ -111,10 +111,9 @@ def _data(provenance: Mapping[str, Any]) -> str:
     data = provenance.get("data")
     if not data:
         return "not recorded"
-    return (
-        f"{data['photographs']} photographs of the folder `{data['folder']}`, "
-        f"{data['drawn']:.0%} drawn images"
-    )
+    sources = ", ".join(f"`{source}`" for source in data["sources"])
+    photographs = f"{data['photographs']} photographs ({sources}), " if sources else ""
+    return f"{photographs}{data['drawn']:.0%} drawn images"
 
 
 def _metrics(metrics: list[dict[str, Any]]) -> str:

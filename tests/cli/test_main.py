@@ -24,7 +24,7 @@ def test_help_names_every_verb_and_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for verb in ("upscale", "train", "prepare", "snr", "degrade", "info"):
+    for verb in ("upscale", "train", "data", "prepare", "snr", "degrade", "info"):
         assert f" {verb} " in done.stdout
     assert "loaded: []" in done.stdout
 

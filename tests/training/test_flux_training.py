@@ -66,7 +66,7 @@ def test_prompt_and_guidance_go_into_the_model(config, prompt):
     assert (model.config.prompt_length, model.config.guidance) == (5, 1.0)
     assert model.config.provenance["data"] == {
         "photographs": 2,
-        "folder": model.config.provenance["data"]["folder"],
+        "sources": model.config.provenance["data"]["sources"],
         "drawn": 0.0,
     }
 

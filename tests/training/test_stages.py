@@ -376,3 +376,32 @@ def test_crops_of_one_color_do_not_count_for_t_star(
     assert t_star([0, 1, 2], "all") == t_star([0, 2], "two")
     with pytest.raises(DataError, match="no pair to measure it on"):
         t_star([1], "plain")
+
+
+def test_a_run_on_damaged_photographs_ends_and_lists_each(build: Build, tmp_path: Path) -> None:
+    """Of 40 photographs four are damaged, each in another way: 10 %, as a download leaves them."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    rng = np.random.default_rng(1)
+    for number in range(40):
+        pixels = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(photos / f"{number:02d}.jpg", quality=95)
+    whole = (photos / "03.jpg").read_bytes()
+    damaged = {"03.jpg": b"", "12.jpg": whole[: len(whole) // 2], "25.jpg": b"<html>404</html>"}
+    damaged["31.jpg"] = whole[:700]
+    for name, content in damaged.items():
+        (photos / name).write_bytes(content)
+    config = build("allosr2", tmp_path / "run", steps=50, batch_size=2)
+    config = dataclasses.replace(
+        config, images=dataclasses.replace(config.images, photos=(str(photos),), workers=1)
+    )
+    statuses: list[Status] = []
+    train(config, statuses.append)
+    listed = [
+        json.loads(line)
+        for line in (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()
+    ]
+    assert sorted(Path(entry["photograph"]).name for entry in listed) == sorted(damaged)
+    assert all(entry["reason"] for entry in listed)
+    assert [status.step for status in statuses] == list(range(1, 51))
+    assert all(np.isfinite([*status.terms.values()]).all() for status in statuses)

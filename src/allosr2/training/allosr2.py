@@ -82,8 +82,8 @@ class AlloSR2Stage:
         self._config = config
         self._data = {
             "photographs": len(images.folder.photos) if images.folder else 0,
-            "folder": ", ".join(Path(photos).resolve().name for photos in config.images.photos),
-            "drawn": config.images.procedural,
+            "sources": [Path(photos).resolve().name for photos in config.images.photos],
+            "drawn": config.images.procedural if images.folder else 1.0,
         }
         self._lpips = build_lpips(config.perceptual, device, compile=config.run.compile)
         outlined, outlined_vae = outline(self._base)
