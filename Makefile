@@ -50,7 +50,7 @@ kills: .venv/.dev
 	$(BIN)/python -m pytest -m slow tests/cli/test_kill.py --log-cli-level=INFO
 
 faults: .venv/.dev
-	$(BIN)/python -m pytest tests/training/test_resume.py
+	$(BIN)/python -m pytest -m "slow or not slow" tests/training/test_resume.py
 	$(BIN)/python benchmarks/faults.py
 
 lint: .venv/.dev

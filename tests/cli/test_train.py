@@ -102,7 +102,7 @@ def test_interruption_says_how_to_go_on(capsys, monkeypatch, tmp_path, begun):
     if begun:
         assert line.endswith(f"run the same command again to resume from {checkpoints}")
     else:
-        assert line == "allosr2: stopped; nothing was trained yet"
+        assert line == "allosr2: stopped; no step was saved yet"
 
 
 def test_being_terminated_is_an_interruption(capsys, monkeypatch, tmp_path):

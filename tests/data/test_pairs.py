@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from PIL import Image
 
 from allosr2.data.degradation import degrade, preset, sample_degradation
 from allosr2.data.pairs import Batch, batches
-from allosr2.data.photos import HRImages
+from allosr2.data.photos import HRImages, PhotoFolder, Sample
 from allosr2.errors import DataError
 
 SEED = 2
@@ -142,14 +143,42 @@ def test_closing_ends_the_loading_processes(images: HRImages) -> None:
     assert multiprocessing.active_children() == []
 
 
-def test_ctrl_c_does_not_reach_the_loading_processes(images: HRImages) -> None:
+class Stuck(HRImages):
+    """Sample 1 is waited for in vain."""
+
+    def sample(self, index: int) -> Sample:
+        if index == 1:
+            time.sleep(600)
+        return super().sample(index)
+
+
+def test_one_that_hangs_is_ended_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.utils.data import _utils
+
+    monkeypatch.setattr(_utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
+    stuck = Stuck(
+        photos=(), procedural=1.0, crop=32, minimum_scale=1.0, cache_gigabytes=0.0, seed=SEED
+    )
+    loading = batches(stuck, None, [[i] for i in range(100)], scale=4, workers=1, device=CPU)
+    next(loading)
+    (worker,) = multiprocessing.active_children()
+    loading.close()
+    worker.join(timeout=5)
+    assert worker.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
+def test_signals_to_all_do_not_reach_the_loading_processes(
+    images: HRImages, name: signal.Signals
+) -> None:
     loading = batches(images, None, [[i] for i in range(60)], scale=4, workers=1, device=CPU)
     next(loading)
     (worker,) = multiprocessing.active_children()
     assert worker.pid is not None
-    os.kill(worker.pid, signal.SIGINT)
+    os.kill(worker.pid, name)
     assert [batch.samples for batch in loading] == [[i] for i in range(1, 60)]
-    # nor is it kept from this one
+    # nor are they kept from this one
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []).isdisjoint([signal.SIGINT, signal.SIGTERM])
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
 
@@ -162,3 +191,31 @@ def test_a_loading_process_that_is_killed(images: HRImages) -> None:
     os.kill(worker.pid, signal.SIGKILL)
     with pytest.raises(DataError, match=r"^a loading process stopped .*lower --workers"):
         list(loading)
+
+
+def test_loading_processes_share_the_cache_out(tmp_path: Path) -> None:
+    """Two of them with room for two photographs keep one each, and the photographs' own cache none."""
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    images = HRImages(
+        photos=[str(tmp_path)],
+        procedural=0,
+        crop=32,
+        minimum_scale=1,
+        cache_gigabytes=2 * 64 * 64 * 3 / 2**30,
+        seed=0,
+    )
+    shares: list[int] = []
+    share = PhotoFolder.with_part_of_cache
+
+    def noted(self: PhotoFolder, parts: int) -> PhotoFolder:
+        folder = share(self, parts)
+        shares.append(folder._cache_bytes)
+        return folder
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PhotoFolder, "with_part_of_cache", noted)
+        for workers in (0, 1, 2):
+            load(images, [[0], [1]], workers=workers)
+    assert shares == [2 * 64 * 64 * 3] * 2 + [64 * 64 * 3]
+    assert images.folder is not None
+    assert not images.folder._cache

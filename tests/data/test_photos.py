@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from scipy import stats
 
 from allosr2.data.photos import HRImages, PhotoFolder
 from allosr2.data.procedural import procedural_image, scene
+from allosr2.data.sources import Photo
 from allosr2.errors import DataError, ImageError
 
 
@@ -240,3 +244,44 @@ def test_nothing_but_damaged_photographs(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"100 photographs in a row .*cut\.jpg") as caught:
         images(tmp_path).sample(0)
     assert "\n" not in str(caught.value)
+
+
+def test_a_photograph_that_cannot_be_read_for_the_moment_stops_its_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else which one takes its place would depend on the moment."""
+    for number in range(2):
+        save_photo(tmp_path / f"{number}.png", 40, 40, number)
+    crops = images(tmp_path)
+
+    def stale(self: Photo) -> BinaryIO:
+        raise ImageError("stale") from OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr("allosr2.data.sources._PAUSE", 0.0)
+    monkeypatch.setattr(Photo, "open", stale)
+    with pytest.raises(DataError, match=r"\d\.png cannot be read, twice .*: Stale file handle;"):
+        crops.sample(0)
+
+
+def test_the_fingerprint_tells_photographs_apart(tmp_path: Path) -> None:
+    def fingerprint(*names: str, sides: tuple[int, ...] = (40, 50), at: str = "photos") -> str:
+        folder = tmp_path / at
+        folder.mkdir()
+        for name, side in zip(names, sides, strict=True):
+            Image.new("RGB", (44, side)).save(folder / name)
+        found = images(folder).fingerprint
+        shutil.rmtree(folder)
+        return found
+
+    first = fingerprint("a.png", "b.png")
+    assert len(first) == 16
+    assert fingerprint("a.png", "b.png", at="moved") == first
+    others = [
+        fingerprint("a.png", "c.png"),
+        fingerprint("b.png", "a.png"),
+        fingerprint("a.png", "b.png", sides=(40, 51)),
+        fingerprint("a.png", "b.png", "c.png", sides=(40, 50, 60)),
+        fingerprint("a.png", sides=(40,)),
+    ]
+    assert len({first, *others}) == 6
+    assert images(tmp_path / "absent", procedural=1.0).fingerprint == ""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import io
 import re
 import tarfile
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -155,13 +157,38 @@ def test_a_full_disk_leaves_no_half_shard(
 def test_a_photograph_that_changes_meanwhile(folder: Path, tmp_path: Path) -> None:
     (shard,) = plan_shards(name_members([str(folder)]), tmp_path, 1e9)
     (folder / "b.png").write_bytes(b"shorter")
-    with pytest.raises(
-        DataError, match=r"b\.png vanished or changed .*; run the same command again"
-    ):
+    with pytest.raises(DataError, match=r"b\.png changed since .*; run the same command again"):
         write_shard(shard)
     (folder / "b.png").unlink()
-    with pytest.raises(DataError, match=r"b\.png vanished or changed"):
+    with pytest.raises(DataError, match=r"b\.png cannot be read: No such file .*; then run the"):
         write_shard(shard)
+    assert list(tmp_path.glob("*.tar")) == []
+
+
+@pytest.mark.parametrize("step", ["open", "read"])
+def test_why_a_photograph_cannot_be_read_is_said(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    (shard,) = plan_shards(name_members([str(folder)]), tmp_path, 1e9)
+    error = OSError(errno.EIO, "Input/output error")
+
+    class Failing(io.BytesIO):
+        def read(self, *_: object) -> bytes:
+            raise error
+
+    opened = Path.open
+
+    def failing(self: Path, mode: str = "r", **settings: int) -> IO[Any]:
+        if self.suffix == ".part":
+            return opened(self, mode, **settings)
+        if step == "open":
+            raise error
+        return Failing()
+
+    monkeypatch.setattr(Path, "open", failing)
+    with pytest.raises(DataError, match=r"\.\w+ cannot be read: Input/output error; .*") as caught:
+        write_shard(shard)
+    assert "\n" not in str(caught.value)
     assert list(tmp_path.glob("*.tar")) == []
 
 

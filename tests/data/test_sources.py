@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
+import os
+import struct
 import tarfile
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from allosr2.data.sources import Source
+from allosr2.data.sources import Photo, Source
 from allosr2.errors import DataError, ImageError
 from allosr2.imaging.io import read_rgb
+from allosr2.imaging.limits import unreadable
 
 
 def png(seed: int, height: int = 40, width: int = 50) -> tuple[bytes, np.ndarray]:
@@ -152,3 +158,194 @@ def test_shards_that_are_cut_off_anywhere_or_damaged(tmp_path: Path) -> None:
     damaged[offsets[1] - 400] ^= 0xFF  # in the second header
     path.write_bytes(damaged)
     refuse(path, "cut off or damaged")
+    path.write_bytes(whole[: offsets[1] + 5].ljust(3 * 2**20, b"\0"))  # the disk kept room for more
+    refuse(path, "cut off or damaged")
+    path.write_bytes(whole + whole)  # as `cat` joins two, of which tar sees one
+    refuse(path, "cut off or damaged")
+    path.write_bytes(whole.ljust(2**20, b"\0"))  # tar's longest records
+    assert len(Source.parse(str(path)).photos()) == 3
+
+
+def test_what_is_hidden_is_left_out(shards: Path) -> None:
+    expected = Source.parse(str(shards)).photos()
+    (shards / ".trash").mkdir()
+    for name in (".trash/old.tar", "._a.tar", ".trash/a.png", ".b.png", ".c.tar.gz"):
+        (shards / name).write_bytes(b"\x1f\x8b no archive")
+    assert Source.parse(str(shards)).photos() == expected
+
+
+def test_suffixes_of_any_case(shards: Path) -> None:
+    (shards / "b.tar").rename(shards / "b.TAR")
+    keys = [photo.key for photo in Source.parse(str(shards)).photos()]
+    assert keys[-2:] == ["1.png", "0.png"]
+    source = Source.parse(str(shards / "b.TAR"))
+    assert [photo.key for photo in source.photos()] == keys[-2:]
+    assert source.name == "b"
+
+
+def test_links(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    elsewhere, folder = tmp_path / "elsewhere", tmp_path / "photos"
+    elsewhere.mkdir()
+    folder.mkdir()
+    (elsewhere / "a.png").write_bytes(png(0)[0])
+    (folder / "lsdir").symlink_to(elsewhere)
+    (folder / "gone.png").symlink_to(tmp_path / "absent.png")
+    refuse(
+        folder, r"holds a link to a folder \(lsdir\) and no photograph; .*: name .*/lsdir itself$"
+    )
+    assert [photo.key for photo in Source.parse(str(folder / "lsdir")).photos()] == ["a.png"]
+    assert caplog.records == []
+    (folder / "b.png").symlink_to(elsewhere / "a.png")
+    assert [photo.key for photo in Source.parse(str(folder)).photos()] == ["b.png"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{folder}: linked folders in it, such as lsdir, are not searched; name them beside it"
+    ]
+
+
+def test_a_folder_is_walked_through_once_and_its_errors_are_typed(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scanned: list[str] = []
+    scandir = os.scandir
+
+    def counted(path: str | Path) -> Iterator[os.DirEntry[str]]:
+        scanned.append(str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", counted)
+    Source.parse(str(shards)).photos()
+    assert scanned == [str(shards)]
+
+    def refused(path: str | Path) -> Iterator[os.DirEntry[str]]:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(ImageError, match="shards cannot be read: Input/output error") as caught:
+        Source.parse(str(shards)).photos()
+    assert "\n" not in str(caught.value)
+
+
+# ------------------------------------------------------------------- trouble that is no damage
+
+
+class Flaky(io.BytesIO):
+    """Bytes of a disk that fails."""
+
+    def __init__(self, name: str, error: BaseException) -> None:
+        super().__init__(b"pixels")
+        self.name = name
+        self.error = error
+
+    def read(self, *_: object) -> bytes:
+        raise self.error
+
+    readinto = read
+
+
+@pytest.fixture
+def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Photo]:
+    """`failing(error, times=2)`: a photograph whose first reads fail."""
+    monkeypatch.setattr("allosr2.data.sources._PAUSE", 0.0)
+    (tmp_path / "a.png").write_bytes(png(0)[0])
+
+    def build(error: BaseException, times: int = 2) -> Photo:
+        (photo,) = Source.parse(str(tmp_path)).photos()
+        errors = [error] * times
+        opened = Photo.open
+        monkeypatch.setattr(
+            Photo,
+            "open",
+            lambda self: Flaky(self.name, errors.pop()) if errors else opened(self),
+        )
+        return photo
+
+    return build
+
+
+TROUBLE = [
+    (OSError(errno.EIO, "Input/output error"), "Input/output error"),
+    (OSError(errno.ESTALE, "Stale file handle"), "Stale file handle"),
+    (OSError(errno.EMFILE, "Too many open files"), "Too many open files"),
+    (MemoryError(), "there is not enough memory"),
+    (OSError("out of memory when reading image file"), "there is not enough memory"),
+    (unreadable("a", PermissionError(errno.EACCES, "Permission denied")), "Permission denied"),
+]
+
+
+@pytest.mark.parametrize("what", [Photo.pixels, Photo.size])
+@pytest.mark.parametrize(("error", "words"), TROUBLE)
+def test_trouble_of_the_moment_is_no_damage(
+    failing: Callable[..., Photo],
+    error: BaseException,
+    words: str,
+    what: Callable[[Photo], object],
+) -> None:
+    if isinstance(error, ImageError):
+        error.__cause__ = PermissionError(errno.EACCES, "Permission denied")
+    photo = failing(error)
+    with pytest.raises(DataError) as caught:
+        what(photo)
+    assert str(caught.value) == (
+        f"{photo.name} cannot be read, twice in a row: {words}; see to that, and run the same command again"
+    )
+    assert photo.size() == (40, 50)
+
+
+def test_what_works_at_the_second_try_is_no_trouble(failing: Callable[..., Photo]) -> None:
+    photo = failing(OSError(errno.EIO, "Input/output error"), times=1)
+    np.testing.assert_array_equal(photo.pixels(), png(0)[1])
+    photo = failing(OSError(errno.EIO, "Input/output error"), times=1)
+    assert photo.size() == (40, 50)
+
+
+def test_a_decoder_that_takes_too_long_is_no_damage(
+    failing: Callable[..., Photo], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo = failing(OSError(), times=0)
+
+    def late(*_: object) -> object:
+        raise TimeoutError
+
+    monkeypatch.setattr("allosr2.imaging.limits.Future.result", late)
+    with pytest.raises(
+        DataError, match=r"a\.png cannot be read, .*: decoding it took more than 60 s;"
+    ):
+        photo.pixels()
+
+
+NOWHERE = struct.pack("<2sHHHQ", b"II", 43, 8, 0, 2**63 - 1)
+"""A TIFF of more than 4 GB whose first directory lies where no file reaches."""
+
+
+@pytest.mark.parametrize("content", [None, b"", b"a text", png(0)[0][:1000], NOWHERE])
+def test_what_is_damaged_is_damaged_at_once(
+    failing: Callable[..., Photo], monkeypatch: pytest.MonkeyPatch, content: bytes | None
+) -> None:
+    def asleep(_: float) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("allosr2.data.sources.time.sleep", asleep)
+    photo = failing(OSError(), times=0)
+    if content is None:
+        photo.path.unlink()
+    else:
+        photo.path.write_bytes(content)
+    with pytest.raises(ImageError, match=r"a\.png"):
+        photo.pixels()
+    if content != png(0)[0][:1000]:  # whose header is whole
+        with pytest.raises(ImageError, match=r"a\.png"):
+            photo.size()
+
+
+def test_a_photograph_that_is_too_large_is_no_matter_of_options(tmp_path: Path) -> None:
+    content = bytearray(png(0)[0])
+    content[16:24] = struct.pack(">II", 12_000, 13_000)  # in the header, and its checksum
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    (tmp_path / "a.png").write_bytes(content)
+    (photo,) = Source.parse(str(tmp_path)).photos()
+    for read in (photo.size, photo.pixels):
+        with pytest.raises(ImageError) as caught:
+            read()
+        assert str(caught.value) == (
+            f"{photo.name} has 156 megapixels, the limit is 150 megapixels; make it smaller, or take it out"
+        )

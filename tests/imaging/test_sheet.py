@@ -43,12 +43,31 @@ def test_pictures_of_any_size_lie_in_rows_and_columns():
     assert page.shape[1] > lefts[0][1] + 40
 
 
-def test_a_caption_is_written_above_its_picture_and_ends_with_its_column():
-    black = np.zeros((40, 40, 3), np.uint8)
-    blank, written = (sheet([[(caption, black), ("", black)]]) for caption in ("", "W" * 50))
+def test_a_caption_is_written_above_its_picture():
+    black = np.zeros((40, 90, 3), np.uint8)
+    blank, written = (sheet([[(caption, black), ("", black)]]) for caption in ("", "LR"))
+    assert blank.shape == written.shape
     changed = np.argwhere((blank != written).any(-1))
     top, left = np.argwhere((blank == 0).all(-1))[0]
     assert len(changed) > 50
     assert changed[:, 0].max() < top
     assert changed[:, 1].min() >= left
-    assert changed[:, 1].max() < left + 40
+    assert changed[:, 1].max() < left + 90
+
+
+def test_of_a_caption_above_a_small_picture_nothing_is_cut():
+    black = np.zeros((40, 40, 3), np.uint8)
+    caption = "LR, bicubic x4, 20.31 dB"
+    page = sheet([[("", black)], [(caption, black), ("HR", noise(40, 40, seed=0))]])
+    wide = sheet([[(caption, np.zeros((1, 300, 3), np.uint8))]])
+
+    # the same ink where there is room for it, wherever that is
+    def ink(page: np.ndarray) -> np.ndarray:
+        marks = (page != page[0, 0]).any(-1) & (page != 0).any(-1)
+        rows, columns = np.nonzero(marks)
+        return page[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+
+    top, left = place(page, noise(40, 40, seed=0))
+    shown = ink(page[60 : top - 1, : left - 4])
+    np.testing.assert_array_equal(shown, ink(wide))
+    assert left > 8 + shown.shape[1]

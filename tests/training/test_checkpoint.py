@@ -43,7 +43,7 @@ def state(step: int) -> Checkpoint:
     return Checkpoint(
         step=step,
         constants={"t_star": 0.4375},
-        fingerprint="0123",
+        fingerprints={"photographs": "0123"},
         weights={"conv.weight": weight.to(memory_format=torch.channels_last)},
         average={"conv.weight": weight / 2},
         optimizer={
@@ -59,7 +59,7 @@ def test_a_checkpoint_comes_back_to_the_bit(config: CodecTraining, tmp_path: Pat
     assert path == tmp_path / "c" / "step_00000003"
     loaded = load_checkpoint(path, config)
     assert (loaded.step, loaded.constants) == (3, {"t_star": 0.4375})
-    assert loaded.fingerprint == "0123"
+    assert loaded.fingerprints == {"photographs": "0123"}
     for name in ("weights", "average", "optimizer"):
         expected = getattr(saved, name)
         assert getattr(loaded, name).keys() == expected.keys()
@@ -228,7 +228,12 @@ def test_a_damaged_checkpoint_is_passed_over(
     names = sorted(path.name for path in folder.iterdir())
     if set_aside:
         assert names == ["damaged_step_00000002", "damaged_step_00000003", "step_00000001"]
-        assert "weights.safetensors is not as it was written" in caplog.text
+        said = [record.getMessage() for record in caplog.records]
+        assert len(said) == 2
+        assert "step_00000003: " in said[0]
+        assert "weights.safetensors is not as it was written" in said[0]
+        assert "step_00000002: " in said[1]
+        assert all(line.endswith("step_00000001, the one before, is used") for line in said)
         # what was damaged is written anew, and pruning leaves what was set aside
         assert save_checkpoint(folder, state(3), config).is_dir()
         prune(folder, 1)

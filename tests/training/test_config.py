@@ -117,22 +117,17 @@ def test_learning_rate_of_a_decay_shorter_than_a_step() -> None:
         (
             allosr2,
             {"loss": LossConfig(perceptual_crop=100)},
-            "perceptual_crop is 100: use a multiple of 16 from 32 to crop 256",
+            "perceptual_crop is 100: use --perceptual-crop None, or a multiple of 16 from 32 on",
         ),
         (
             allosr2,
             {"loss": LossConfig(perceptual_crop=16)},
-            "perceptual_crop is 16: use a multiple of 16 from 32 to crop 256",
-        ),
-        (
-            allosr2,
-            {"loss": LossConfig(perceptual_crop=272)},
-            "perceptual_crop is 272: use a multiple of 16 from 32 to crop 256",
+            "perceptual_crop is 16: use --perceptual-crop None, or a multiple of 16 from 32 on",
         ),
         (
             allosr2,
             {"loss": LossConfig(perceptual_crop=112, grid_weight=0.1)},
-            "perceptual_crop is 112: the grid loss needs 128 px or more; without it use --grid-weight 0",
+            "perceptual_crop is 112: use --perceptual-crop None, or a multiple of 16 from 128 on",
         ),
         (
             allosr2,
@@ -177,5 +172,5 @@ def test_lpips_is_used_if_it_has_a_file_and_a_weight() -> None:
 
 
 def test_all_of_an_image_may_be_decoded_as_a_part() -> None:
-    loss = LossConfig(perceptual_crop=256, grid_weight=0.1)
-    assert allosr2(loss=loss).loss.perceptual_crop == 256
+    loss = LossConfig(perceptual_crop=512, grid_weight=0.1)  # larger than the crop: all of it
+    assert allosr2(loss=loss).loss.perceptual_crop == 512

@@ -21,6 +21,7 @@ from allosr2.backbones.lora import add_adapter
 from allosr2.data.degradation import preset, quiet
 from allosr2.data.pairs import Batch
 from allosr2.errors import ConfigError
+from allosr2.fingerprint import fingerprint
 from allosr2.losses.grid import grid, hatch
 from allosr2.losses.perceptual import LPIPS
 from allosr2.model import AlloSR2, ModelConfig, copy_base, load_frozen_codec
@@ -90,6 +91,12 @@ def test_it_is_given_restored_latents_and_asked_for_hr_images(
     ]
     assert set(kinds) == {0.0: {"own"}, 0.5: {"own", "restored"}, 1.0: {"restored"}}[fraction]
     torch.testing.assert_close(terms["total"], expected)
+
+
+def test_its_fingerprint_is_that_of_the_files(config: DecoderTraining, model: Path) -> None:
+    """Merged weights differ in the last bit between processors, on which a run may be resumed."""
+    files = AlloSR2.from_pretrained(model).state_dict()
+    assert DecoderStage(config, CPU).fingerprint == fingerprint(files)
 
 
 def test_quiet_pairs(config: DecoderTraining) -> None:

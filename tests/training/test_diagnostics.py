@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -96,7 +97,7 @@ def test_the_sheet_shows_the_first_images_before_and_after(size, rows):
     batch, result = Batch(hr=levels(size, 32, 0), lr=levels(size, 8, 1)), levels(size, 32, 2)
     sheet = inspect_results([batch], [result], scale=4, lpips=None).sheet
     assert rows * 32 < sheet.shape[0] < rows * 32 + (rows + 1) * 40
-    assert 3 * 32 < sheet.shape[1] < 3 * 32 + 4 * 16
+    assert 32 + 2 * 100 < sheet.shape[1] < 32 + 2 * 180  # two captions with PSNR, and HR
     windows = np.lib.stride_tricks.sliding_window_view(sheet, (32, 32), axis=(0, 1))
     for images in (result, batch.hr):
         for number, image in enumerate(images):
@@ -205,3 +206,29 @@ def test_gradient_norms_are_those_of_each_loss_in_each_part():
     }
     assert torch.equal(first.weight.grad, torch.full((1, 2), 7.0))
     assert second.weight.grad is None
+
+
+def test_one_loss_s_gradients_are_gone_before_the_next_one_s():
+    module = nn.Linear(4, 4, bias=False)
+    alive: list[weakref.ref[torch.Tensor]] = []
+    counts: list[int] = []
+
+    class Noted(torch.autograd.Function):
+        @staticmethod
+        def forward(_, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(_, gradient):
+            counts.append(sum(ref() is not None for ref in alive))
+            fresh = gradient.clone()
+            alive.append(weakref.ref(fresh))
+            return fresh
+
+    weight = Noted.apply(module.weight)
+    losses = {name: (weight * factor).sum() for name, factor in (("a", 1.0), ("b", 2.0))}
+    norms = gradient_norms(losses, {"all": module})
+    assert list(norms.values()) == [pytest.approx(4), pytest.approx(8)]
+    assert counts == [0, 0]
+    with pytest.raises(RuntimeError, match="second time"):  # nothing is kept after the last one
+        (losses["b"] + 0 * module.weight.sum()).backward()

@@ -44,6 +44,13 @@ def test_a_batch_is_cut_so_that_all_are_busy(batch_size, least, processes, parts
     assert parts_of_batch(batch_size, least, processes) == parts
 
 
+def test_a_base_that_is_shared_out_needs_equal_shares():
+    assert parts_of_batch(12, 1, 4, even=True) == 4
+    assert parts_of_batch(12, 6, 4, even=True) == 12  # of 6 parts two processes would have one more
+    with pytest.raises(ConfigError, match=r"batch_size is 16: 3 processes .* a multiple of 3"):
+        parts_of_batch(16, 1, 3, even=True)
+
+
 def test_more_processes_than_images_are_refused():
     with pytest.raises(ConfigError, match=r"batch_size is 4: 8 processes .* at least 8, or fewer"):
         parts_of_batch(4, 1, 8)
@@ -142,3 +149,26 @@ def test_a_process_that_is_left_alone_says_so(monkeypatch):
     ):
         with pytest.raises(AlloSR2Error, match=r"^process 3: another process stopped"):
             talk()
+
+
+def test_what_the_first_process_has_is_what_all_have(tmp_path):
+    """Weights of any layout in memory, and numbers; both processes begin with others."""
+    script = tmp_path / "two.py"
+    script.write_text(
+        """
+import torch
+from allosr2.training.distributed import join, leave
+processes, device = join("cpu")
+weights = [torch.full((5, 3, 3, 3), float(processes.rank)).to(memory_format=torch.channels_last)]
+weights.append(torch.arange(4.0) + processes.rank)
+processes.copy_from_first_(weights)
+assert not weights[0].any() and torch.equal(weights[1], torch.arange(4.0))
+assert processes.from_first(7 + processes.rank, device) == 7
+grown = [torch.full((2, 2), 1.0 + processes.rank), torch.tensor(10.0 * processes.rank)]
+processes.sum_(grown)
+assert torch.equal(grown[0], torch.full((2, 2), 3.0)) and grown[1] == 10
+leave()
+"""
+    )
+    done = subprocess.run([*torchrun(2), str(script)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

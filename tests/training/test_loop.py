@@ -6,7 +6,9 @@ import dataclasses
 import json
 import logging
 import re
+import shutil
 import signal
+import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -19,12 +21,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from allosr2.data.pairs import Batch
-from allosr2.errors import AlloSR2Error, ModelError
-from allosr2.training import loop, plan, state
+from allosr2.errors import AlloSR2Error, ConfigError, ModelError
+from allosr2.training import interrupts, loop, plan, state
 from allosr2.training.config import CodecTraining
-from allosr2.training.log import Status
+from allosr2.training.log import Status, append
 from allosr2.training.loop import train
 from allosr2.training.noise import normal, sample_generators, uniform
+from allosr2.training.state import TrainingState
 
 Parts = Callable[..., dict[str, Any]]
 
@@ -96,6 +99,10 @@ def final_state(config: CodecTraining) -> dict[str, Tensor]:
     }
 
 
+class Killed(BaseException):
+    """Stands for a kill, after which nothing is done any more."""
+
+
 class Stop:
     """Raises at a step, as a user or a machine would."""
 
@@ -110,7 +117,7 @@ class Stop:
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize(
     ("error", "checkpoint_every", "resumed_from"),
-    [(KeyboardInterrupt, 100, 5), (OSError, 2, 4), (OSError, 100, 0)],
+    [(KeyboardInterrupt, 100, 5), (OSError, 100, 5), (Killed, 2, 4), (Killed, 100, 0)],
 )
 def test_a_stopped_run_ends_as_one_that_was_not(
     config: CodecTraining,
@@ -288,7 +295,7 @@ def test_a_run_that_is_lost_stops(config: CodecTraining, use_stage: Use) -> None
     assert done[-1] == 9
     assert str(caught.value) == (
         f"{config.run.output}: 5 steps in a row were not finite, the last at step 10; their samples are in "
-        "non_finite.jsonl; lower the learning rate, or use --precision float32"
+        "non_finite.jsonl; lower the learning rate, or use --precision float32, with --allow-changes"
     )
     written = (config.run.output / "non_finite.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in written] == [1, 2, 3, 4, 6, 7, 8, 9, 10]
@@ -326,7 +333,7 @@ def test_running_out_of_memory_names_what_to_lower(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
     stage.losses = too_much
-    monkeypatch.setattr(plan, "savings", lambda _: [], raising=False)
+    monkeypatch.setattr(plan, "savings", lambda _: [])
     with pytest.raises(AlloSR2Error) as caught:
         train(config)
     message = str(caught.value)
@@ -358,11 +365,11 @@ def test_other_frozen_weights_under_the_same_config_are_refused_unless_told(
     with pytest.raises(KeyboardInterrupt):
         train(config, Stop(3, KeyboardInterrupt))
     use_stage(FourNumbers()).fingerprint = "another"
-    with pytest.raises(ModelError, match=r"weights are others than those .* --allow-changes"):
+    with pytest.raises(ModelError, match=r"frozen weights are not those .* --allow-changes"):
         train(config)
     with caplog.at_level(logging.WARNING):
         train(change(config, allow_changes=True))
-    assert "frozen weights are others" in caplog.text
+    assert "frozen weights are not those" in caplog.text
 
 
 def test_noise_of_a_sample_depends_on_its_index_alone() -> None:
@@ -385,31 +392,168 @@ def test_noise_has_its_distribution() -> None:
     assert stats.kstest(normal(generators, ()).numpy(), "norm").pvalue > 1e-3
 
 
-def test_a_second_interruption_does_not_stop_the_checkpoint(
-    parts: Parts,
+def heard(request: pytest.FixtureRequest) -> None:
+    """Undo that shells have SIGINT ignored in what they run in the background."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, former))
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("when", ["losses", "update", "save"])
+def test_a_signal_stops_the_run_after_its_step(
+    config: CodecTraining,
+    use_stage: Use,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
     tmp_path: Path,
-    use_stage: Callable[[FourNumbers], FourNumbers],
+    name: str,
+    when: str,
+) -> None:
+    """Wherever it comes, twice as torchrun sends it, amid a checkpoint too: the state is whole and goes on."""
+    heard(request)
+    straight = change(config, output=tmp_path / "straight")
+    use_stage(FourNumbers())
+    train(straight)
+
+    owner: Any = {"losses": FourNumbers, "update": torch.optim.AdamW, "save": state}[when]
+    attribute = {"losses": "losses", "update": "step", "save": "save_checkpoint"}[when]
+    original, calls = getattr(owner, attribute), 0
+
+    def interrupted(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == (3 if when != "save" else 1):
+            signal.raise_signal(signal.Signals[name])
+            signal.raise_signal(signal.Signals[name])
+        return original(*arguments)
+
+    config = change(config, checkpoint_every=3)
+    use_stage(FourNumbers())
+    done: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, attribute, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, lambda status: done.append(status.step))
+    # processes agree when they exchange gradients: what comes later is heard with the next step's
+    stopped = 3 if when == "losses" else 4
+    assert done == list(range(1, stopped + 1))
+    newest = max((config.run.output / "checkpoints").iterdir())
+    assert newest.name == f"step_0000000{stopped}"
+    with pytest.raises(KeyboardInterrupt):  # later ones are heard as before
+        signal.raise_signal(signal.SIGINT)
+    use_stage(FourNumbers())
+    train(config)
+    expected = final_state(straight)
+    assert all(torch.equal(final_state(config)[key], expected[key]) for key in expected)
+
+
+def test_a_second_signal_later_on_stops_at_once(
+    config: CodecTraining,
+    use_stage: Use,
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
 ) -> None:
-    """torchrun sends one after the terminal's."""
-    former = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells may have it ignored
-    request.addfinalizer(lambda: signal.signal(signal.SIGINT, former))
-    use_stage(FourNumbers())
-    save = state.save_checkpoint
+    heard(request)
+    monkeypatch.setattr(interrupts, "ECHO", 0.0)
+    stage = use_stage(FourNumbers())
+    losses = stage.losses
 
-    def interrupted(*arguments: Any) -> Path:
+    def impatient(*arguments: Any) -> dict[str, Tensor]:
         signal.raise_signal(signal.SIGINT)
-        return save(*arguments)
+        time.sleep(0.01)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("not reached")
 
-    def stop(status: Status) -> None:
-        if status.step == 2:
+    stage.losses = lambda *a: impatient(*a) if stage.calls == 2 else losses(*a)
+    done: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        train(config, lambda status: done.append(status.step))
+    assert done == [1, 2]
+
+
+def test_nothing_is_saved_while_the_average_stands_in(
+    config: CodecTraining, use_stage: Use, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights that a checkpoint would hold then are not those that training goes on with."""
+    use_stage(FourNumbers())
+    put, calls = TrainingState._put, 0
+
+    def interrupted(self: TrainingState, tensors: Any) -> None:
+        nonlocal calls
+        calls += 1
+        put(self, tensors)
+        if calls == 2:  # the weights come back
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(state, "save_checkpoint", interrupted)
-    config = CodecTraining(**parts(tmp_path / "run"))
+    monkeypatch.setattr(TrainingState, "_put", interrupted)
+    monkeypatch.setattr(loop.Watch, "is_due", lambda _, step: step == 2)
+    monkeypatch.setattr(loop.Watch, "inspect", lambda *_: None)
     with pytest.raises(KeyboardInterrupt):
-        train(config, stop)
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000002"]
-    with pytest.raises(KeyboardInterrupt):  # later ones are heard again
-        signal.raise_signal(signal.SIGINT)
+        train(config)
+    assert not list((config.run.output / "checkpoints").glob("step_*"))
+
+
+def test_two_runs_do_not_share_a_folder(config: CodecTraining, use_stage: Use) -> None:
+    use_stage(FourNumbers())
+
+    def again(status: Status) -> None:
+        if status.step == 2:
+            with pytest.raises(ConfigError, match="another run is writing there"):
+                train(config)
+
+    train(config, again)
+
+
+def test_an_average_can_be_begun_later(config: CodecTraining, use_stage: Use) -> None:
+    without = dataclasses.replace(config.optimization, ema_decay=0.0)
+    stage = use_stage(FourNumbers())
+    weights: list[Tensor] = []
+    with pytest.raises(KeyboardInterrupt):
+        train(dataclasses.replace(config, optimization=without), Stop(7, KeyboardInterrupt))
+    weights.append(stage.module.weight.detach().clone())
+    stage = use_stage(FourNumbers())
+    exported = torch.load(train(change(config, allow_changes=True)) / "weight.pt")
+    weights.append(stage.module.weight.detach())
+    decay = (1 + 7) / (10 + 7)
+    torch.testing.assert_close(exported, decay * weights[0] + (1 - decay) * weights[1])
+
+
+def test_other_photographs_under_the_same_names_are_refused(
+    config: CodecTraining, use_stage: Use, tmp_path: Path
+) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(config.images.photos[0], folder)
+    images = dataclasses.replace(config.images, photos=(str(folder),))
+    config = dataclasses.replace(config, images=images)
+    use_stage(FourNumbers())
+    with pytest.raises(KeyboardInterrupt):
+        train(config, Stop(2, KeyboardInterrupt))
+    next(folder.iterdir()).unlink()
+    use_stage(FourNumbers())
+    with pytest.raises(ModelError, match="photographs are not those that the run began with"):
+        train(config)
+
+
+def test_a_full_disk_costs_lines_of_the_log_and_not_the_run(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    append(Path("/dev/full"), {"step": 1, "total": 0.5})
+    assert "/dev/full: a line is lost ([Errno 28] No space left on device" in caplog.text
+
+
+def test_a_line_is_json_whatever_its_numbers_are(tmp_path: Path) -> None:
+    append(tmp_path / "log", {"step": 1, "total": float("nan"), "fatc": float("inf")})
+    line = json.loads((tmp_path / "log").read_text(), parse_constant=pytest.fail)
+    assert line == {"step": 1, "total": "nan", "fatc": "inf"}
+
+
+def test_a_broken_line_of_the_log_ends_it(config: CodecTraining, use_stage: Use) -> None:
+    use_stage(FourNumbers())
+    with pytest.raises(KeyboardInterrupt):
+        train(config, Stop(4, KeyboardInterrupt))
+    log = config.run.output / "log.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join([*lines[:2], b"\0" * 40 + b"\n", *lines[3:]]))
+    use_stage(FourNumbers())
+    train(config)
+    assert [line["step"] for line in log_of(config)] == [1, 2, 5, 6, 7, 8]

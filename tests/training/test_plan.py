@@ -505,7 +505,7 @@ def test_mini_is_known_before_it_is_trained(
     assert "--accumulation 2" in changes
     assert "--gradient-checkpointing" in changes
     assert "--optimizer adamw-8bit" in changes
-    assert "--perceptual-crop 256" in changes
+    assert "--perceptual-crop 128" in changes
     # half of that would be less than the losses against grids need
     smallest = replace(mini(), loss=replace(mini().loss, perceptual_crop=128))
     assert not any("crop" in remedy.change for remedy in remedies(smallest, plan(smallest)))

@@ -104,6 +104,20 @@ def test_processes_share_a_list(folder: Path, tmp_path: Path) -> None:
     assert listed(path) == ["c", "d", "e"]
 
 
+def test_of_processes_the_leader_alone_lists_what_all_find(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "quarantine.jsonl"
+    other = Quarantine(path, images(folder), 0.2, leads=False)
+    assert not path.exists()
+    assert caplog.records == []
+    Quarantine(path, images(folder), 0.2, leads=True)
+    other.note(batch([], ["c", "d"]))
+    assert len(listed(path)) == len(caplog.records) == 4
+    with pytest.raises(DataError, match="2 of 20 have unreadable headers and 3 of 3 opened"):
+        other.note(batch([], ["e"]))  # they count all the same
+
+
 def test_unreadable_headers_alone_can_be_too_many(folder: Path, tmp_path: Path) -> None:
     Quarantine(tmp_path / "enough.jsonl", images(folder), 0.1)  # two of twenty
     path = tmp_path / "quarantine.jsonl"

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,23 +21,32 @@ TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-p
 KILLED = str(Path(__file__).with_name("killed.py"))
 
 
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")} | {
+    "OMP_NUM_THREADS": "1"
+}
+
+
+def arguments(
+    small_base: Path, photos: Path, output: Path, steps: int = 40, workers: int = 0
+) -> list[str]:
+    """Train Algorithm 1 on 4 images in 2 parts, a checkpoint every 20 steps."""
+    return (
+        f"train mini --base {small_base} --photos {photos} --output {output} --steps {steps} --batch-size 4 "
+        "--accumulation 2 --crop 32 --grid-weight 0 --atm-weight 1 --rank 2 --alpha 2 --procedural 0 "
+        f"--perceptual-weight 0 --workers {workers} --no-compile --precision float32 --device cpu "
+        "--t-star-pairs 4 --log-every 1 --checkpoint-every 20 --tracker none --validate-every 0"
+    ).split()
+
+
 def train(
     start: Sequence[str], small_base: Path, photos: Path, output: Path
 ) -> subprocess.CompletedProcess[str]:
-    """Train Algorithm 1 for 40 steps of 4 images in 2 parts, a checkpoint every 20."""
-    arguments = (
-        f"train mini --base {small_base} --photos {photos} --output {output} --steps 40 --batch-size 4 "
-        "--accumulation 2 --crop 32 --grid-weight 0 --atm-weight 1 --rank 2 --alpha 2 --procedural 0 "
-        "--perceptual-weight 0 --workers 0 --no-compile --precision float32 --device cpu --t-star-pairs 4 "
-        "--log-every 1 --checkpoint-every 20 --tracker none --validate-every 0"
-    )
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
     return subprocess.run(
-        [*start, *arguments.split()],
+        [*start, *arguments(small_base, photos, output)],
         capture_output=True,
         text=True,
         timeout=300,
-        env=environment | {"OMP_NUM_THREADS": "1"},
+        env=ENVIRONMENT,
     )
 
 
@@ -91,3 +101,40 @@ def test_killed_and_resumed_is_straight(
     assert [name for name in expected if not torch.equal(tensors[name], expected[name])] == []
     assert lines == expected_lines
     assert [line["step"] for line in lines] == list(range(1, 41))
+
+
+@pytest.mark.parametrize(
+    "start", [PYTHON, pytest.param(TWO, marks=pytest.mark.slow)], ids=["one", "two"]
+)
+@pytest.mark.parametrize(
+    "sent", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
+def test_a_signal_to_all_processes_leaves_a_checkpoint(
+    start: list[str], sent: signal.Signals, small_base: Path, photos: Path, tmp_path: Path
+) -> None:
+    """As terminals, SLURM and torchrun send it: to loading processes too, which go on until they are ended."""
+    run = subprocess.Popen(
+        [*start, "-m", "allosr2", *arguments(small_base, photos, tmp_path, steps=10**5, workers=1)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    log = tmp_path / "log.jsonl"
+    until = time.monotonic() + 120
+    while not (log.exists() and log.read_text().count("\n") > 30):
+        assert run.poll() is None, run.communicate()[1]
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    os.killpg(run.pid, sent)
+    said = run.communicate(timeout=60)[1]
+    lines = log.read_text().splitlines()
+    last = json.loads(lines[-1])["step"]
+    assert (tmp_path / "checkpoints" / f"step_{last:08d}" / "state.json").is_file(), said
+    assert f"allosr2: stopped; run the same command again to resume from {tmp_path}" in said
+    if start is PYTHON:  # torchrun has a traceback of its own
+        assert run.returncode == 130
+        assert "Traceback" not in said
+    with pytest.raises(ProcessLookupError):  # nobody is left
+        os.killpg(run.pid, 0)

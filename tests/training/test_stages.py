@@ -405,3 +405,33 @@ def test_a_run_on_damaged_photographs_ends_and_lists_each(build: Build, tmp_path
     assert all(entry["reason"] for entry in listed)
     assert [status.step for status in statuses] == list(range(1, 51))
     assert all(np.isfinite([*status.terms.values()]).all() for status in statuses)
+
+
+def test_moments_of_8_bits_come_back_to_the_bit(build: Build, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    ends: list[dict[str, Tensor]] = []
+    for name in ("straight", "stopped"):
+        config = build("allosr2", tmp_path / name)
+        config = dataclasses.replace(
+            config,
+            adapter=AdapterConfig(rank=64, alpha=64),  # of smaller ones the moments have 32 bits
+            optimization=dataclasses.replace(config.optimization, optimizer="adamw-8bit"),
+        )
+        if name == "stopped":
+            with pytest.raises(KeyboardInterrupt):
+                train(config, stop_at(2))
+        train(config)
+        ends.append(tensors(tmp_path / name / "checkpoints" / "step_00000004"))
+    straight, stopped = ends
+    assert any(tensor.dtype == torch.uint8 for tensor in straight.values())
+    assert straight.keys() == stopped.keys()
+    assert [key for key in straight if not torch.equal(straight[key], stopped[key])] == []
+
+
+def test_t_star_that_is_changed_is_the_new_one(build: Build, tmp_path: Path) -> None:
+    config = allosr2(build, tmp_path / "run", t_star=0.25)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, stop_at(1))
+    run = dataclasses.replace(config.run, allow_changes=True)
+    folder = train(dataclasses.replace(config, t_star=0.5, run=run))
+    assert AlloSR2.from_pretrained(folder).config.t_star == 0.5

@@ -51,11 +51,11 @@ def print_plan(config: TrainingConfig, fits: str | None) -> int:
 
 def _print_parameters(config: AlloSR2Training, plan: Plan) -> None:
     from allosr2.licenses import describe_license
-    from allosr2.model import origin_of
+    from allosr2.model import named_base, origin_of
 
     rows = [
         ("base", config.base),
-        ("license", describe_license(origin_of(config.base))),
+        ("license", describe_license(origin_of(named_base(config.base)))),
         *((f"parameters, {part}", f"{count:,}") for part, count in plan.parameters.items()),
         (f"trainable, rank {config.adapter.rank}", f"{plan.trainable:,}"),
         *((f"  {layer}", f"{count:,}") for layer, count in plan.adapters.items()),

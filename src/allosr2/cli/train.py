@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from tyro.extras import subcommand_type_from_defaults
 from allosr2.cli.console import console, errors_console, progress_bar
 from allosr2.errors import ConfigError
 from allosr2.training.recipes import recipes
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from allosr2.training.config import TrainingConfig as Recipe
@@ -41,6 +44,8 @@ TERMS = (
     "flow_matching",
 )
 """Loss terms of all stages, as the bar shows them; the log has diagnostics too."""
+QUIET = 60.0
+"""Seconds between two lines where there is no terminal for a bar."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
 
@@ -73,13 +78,20 @@ def train(config: Train) -> int:
 
     leads = started_processes().leads
     if not leads:  # one process speaks for all; errors come from every one
-        logging.getLogger("allosr2").setLevel(logging.WARNING)
+        logging.getLogger("allosr2").setLevel(logging.ERROR)
 
     terms = TextColumn("{task.completed}/{task.total}  {task.fields[text]}", markup=False)
     with progress_bar(terms, shown=leads) as bar:
         tasks: list[TaskID] = []
+        told = time.monotonic()
 
         def report(status: Status) -> None:
+            nonlocal told
+            if bar.disable and time.monotonic() - told > QUIET:
+                told = time.monotonic()
+                speed = 1 / status.seconds if status.seconds else None
+                text = bar_text(status, speed)
+                logger.info("step %d of %d: %s", status.step, status.steps, text)
             if not tasks:  # a resumed run starts where it was: its speed counts from there
                 name = str(config.recipe.run.output)
                 task = bar.add_task(name, total=status.steps, completed=status.step - 1, text="")
@@ -132,7 +144,7 @@ def _how_to_go_on(output: Path) -> str:
     checkpoints = output / "checkpoints"
     if any(checkpoints.glob("step_*")):
         return f"run the same command again to resume from {checkpoints}"
-    return "nothing was trained yet"
+    return "no step was saved yet"
 
 
 def _require_training() -> None:

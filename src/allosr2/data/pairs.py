@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -36,6 +37,11 @@ class Batch:
     """Names of the photographs that were opened for them, damaged ones too."""
     bad: tuple[BadPhoto, ...] = ()
     """Those that were damaged, and replaced."""
+
+    def first(self, count: int) -> Batch:
+        """The first images alone; the photographs stay those of all."""
+        lr = None if self.lr is None else self.lr[:count]
+        return replace(self, hr=self.hr[:count], lr=lr, samples=self.samples[:count])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,8 +103,9 @@ def batches(
     """Batches of samples on a device, each of the samples that one of `parts` names, in order.
 
     Photographs are decoded and cropped in loading processes, two batches ahead each; degradation happens on
-    the device, one sample after the other, when a batch is asked for. Closing the generator ends the
-    processes; Ctrl-C does not reach them.
+    the device, one sample after the other, when a batch is asked for. Decoded photographs are kept as long as
+    the generator, up to the images' limit in all processes together. Closing the generator ends the processes;
+    neither Ctrl-C nor SIGTERM reaches them.
 
     Args:
         images: HR images by index.
@@ -109,10 +116,11 @@ def batches(
         device: where images are degraded and left.
 
     Raises:
-        DataError: when one photograph after another is damaged, and when a loading process dies.
+        DataError: when one photograph after another is damaged, one cannot be read for the moment
+            (`Photo.pixels`), and when a loading process dies.
     """
     loader = DataLoader(
-        _Samples(images),
+        _Samples(images.with_part_of_cache(max(workers, 1))),
         batch_sampler=map(list, parts),
         num_workers=workers,
         collate_fn=_collate,
@@ -122,7 +130,9 @@ def batches(
         generator=torch.Generator(),  # or it would draw from the process's own
     )
     with _interrupts_held_back():
+        others = set(multiprocessing.active_children())
         loading = iter(loader)
+        processes = set(multiprocessing.active_children()) - others
     try:
         for loaded in loading:
             if isinstance(loaded, AlloSR2Error):
@@ -136,7 +146,11 @@ def batches(
             "--cache-gigabytes, or give a container more shared memory"
         ) from error
     finally:
-        del loading  # ends the loading processes
+        del (
+            loading
+        )  # ends the loading processes, but for those that hang, which do not hear its SIGTERM
+        for process in processes:
+            process.kill()
 
 
 def _follow_parent(_: int) -> None:
@@ -156,11 +170,15 @@ def _follow_parent(_: int) -> None:
 
 @contextmanager
 def _interrupts_held_back() -> Generator[None]:
-    """Let Ctrl-C, which a terminal sends to all, wait; processes that are started meanwhile never hear it."""
+    """Let SIGINT and SIGTERM wait; processes that are started meanwhile never hear them.
+
+    A terminal, torchrun or SLURM sends them to all: the process that trains would find those that load for it
+    gone in the middle of its last checkpoint.
+    """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    former = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
     try:
         yield
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -15,7 +16,6 @@ from PIL import Image
 from allosr2.data.procedural import procedural_image
 from allosr2.data.sources import Photo, Source
 from allosr2.errors import DataError, ImageError
-from allosr2.imaging.io import read_rgb
 
 logger = logging.getLogger(__name__)
 
@@ -53,12 +53,14 @@ class PhotoFolder:
     ) -> None:
         """Read every header; photographs with a side below `smallest_side` pixels are left out.
 
-        Raises DataError if a source cannot be used (`Source.photos`), or no photograph is left.
+        Raises DataError if a source cannot be used (`Source.photos`), a header cannot be read for the moment
+        (`Photo.size`), or no photograph is left.
         """
         self.photos: list[Photo] = []
         unreadable: list[BadPhoto] = []
         small: list[str] = []
         areas: list[int] = []
+        digest = hashlib.sha256()
         for photo in (photo for text in sources for photo in Source.parse(text).photos()):
             try:
                 height, width = photo.size()
@@ -70,6 +72,9 @@ class PhotoFolder:
                 continue
             self.photos.append(photo)
             areas.append(height * width)
+            digest.update(f"{photo.key}\0{height}\0{width}\0".encode(errors="surrogateescape"))
+        self.fingerprint = digest.hexdigest()[:16]
+        """Tells photographs that draw other samples, by their names within their sources and their sizes."""
         self.unreadable = tuple(unreadable)
         """Photographs whose header cannot be read, which are left out too."""
         if not self.photos:
@@ -88,13 +93,19 @@ class PhotoFolder:
         self._cached_bytes = 0
         self._cache_bytes = int(cache_gigabytes * 2**30)
 
+    def with_part_of_cache(self, parts: int) -> PhotoFolder:
+        """The same photographs with one of `parts` equal parts of the cache, which is empty and its own."""
+        folder = copy.copy(self)
+        folder._cache, folder._cached_bytes = OrderedDict(), 0
+        folder._cache_bytes = self._cache_bytes // parts
+        return folder
+
     def photo(self, number: int) -> UInt8[np.ndarray, "h w 3"]:
-        """Photograph `number`, decoded. Raises ImageError, naming the file, if it is damaged."""
+        """Photograph `number`, decoded. Errors as `Photo.pixels`."""
         if number in self._cache:
             self._cache.move_to_end(number)
             return self._cache[number]
-        with self.photos[number].open() as stream:
-            image = read_rgb(stream)
+        image = self.photos[number].pixels()
         self._cache[number] = image
         self._cached_bytes += image.nbytes
         while self._cached_bytes > self._cache_bytes:
@@ -110,7 +121,7 @@ class PhotoFolder:
         finer textures than the photograph has. For a damaged photograph another is drawn, from the same
         generator: which one depends on it and the files alone.
 
-        Raises DataError if `DRAWS` in a row are damaged.
+        Raises DataError if `DRAWS` in a row are damaged, or one cannot be read for the moment (`Photo.pixels`).
         """
         number, image, bad = self._draw(rng)
         scale = rng.uniform(minimum_scale, 1.0) if rng.random() < 0.5 else 1.0
@@ -178,6 +189,20 @@ class HRImages:
         self.minimum_scale = minimum_scale
         self.seed = seed
 
+    @property
+    def fingerprint(self) -> str:
+        """Differs, 16 digits, where the photographs' names or sizes do; empty where every image is drawn.
+
+        Names are those within the sources: photographs that were moved together keep it.
+        """
+        return self.folder.fingerprint if self.folder else ""
+
+    def with_part_of_cache(self, parts: int) -> HRImages:
+        """The same images, for one of `parts` processes that share the cache out; nothing is cached yet."""
+        images = copy.copy(self)
+        images.folder = self.folder.with_part_of_cache(parts) if self.folder else None
+        return images
+
     def with_seed(self, seed: int) -> HRImages:
         """Other images of the same photographs."""
         images = copy.copy(self)
@@ -185,7 +210,7 @@ class HRImages:
         return images
 
     def sample(self, index: int) -> Sample:
-        """Image `index`. Raises DataError if one photograph after another is damaged."""
+        """Image `index`. Errors as `PhotoFolder.crop`."""
         # A stream of its own: with the drawn image's, the choice to draw one would also choose which.
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(index, 1)))
         if self.folder is None or rng.random() < self.procedural:

@@ -11,7 +11,8 @@ from math import ceil
 from pathlib import Path, PurePosixPath
 
 from allosr2.data.sources import Photo, Source, members_of
-from allosr2.errors import ConfigError, DataError
+from allosr2.errors import ConfigError, DataError, ImageError
+from allosr2.imaging.limits import unreadable
 from allosr2.storage import PARTIAL, clear_partials, partial_of
 
 
@@ -68,7 +69,7 @@ def name_members(sources: Iterable[str]) -> Iterator[Member]:
     the first dot of a file's name for its key, and files of one key for one sample, other dots become
     underscores, and names that would have the same key get a number.
 
-    Raises as `Source.photos`, and DataError for a photograph that has vanished.
+    Raises as `Source.photos`, and DataError for a photograph that cannot be looked at any more.
     """
     taken: set[str] = set()
     for source in map(Source.parse, sources):
@@ -84,7 +85,7 @@ def name_members(sources: Iterable[str]) -> Iterator[Member]:
             try:
                 length = photo.path.stat().st_size if photo.length is None else photo.length
             except OSError as error:
-                raise _vanished(photo) from error
+                raise _unreadable(photo, error) from error
             yield Member(photo=photo, name=f"{key}{path.suffix}", length=length)
 
 
@@ -140,7 +141,7 @@ def missing_shards(shards: Sequence[Shard], output: Path) -> list[Shard]:
 def write_shard(shard: Shard) -> None:
     """Write a shard, whole or not at all.
 
-    Raises ConfigError where it cannot be written, DataError for a photograph that changed or vanished.
+    Raises ConfigError where it cannot be written, DataError for a photograph that changed or cannot be read.
     """
     partial = partial_of(shard.path)
     try:
@@ -169,17 +170,19 @@ def _content_of(member: Member) -> bytes:
     try:
         with member.photo.open() as stream:
             content = stream.read()
-    except (OSError, ValueError) as error:
-        raise _vanished(member.photo) from error
+    except ImageError as error:
+        raise DataError(f"{error}; then run the same command again") from error
+    except OSError as error:
+        raise _unreadable(member.photo, error) from error
     if len(content) != member.length:
-        raise _vanished(member.photo)
+        raise DataError(
+            f"{member.photo.name} changed since it was found; run the same command again"
+        )
     return content
 
 
-def _vanished(photo: Photo) -> DataError:
-    return DataError(
-        f"{photo.name} vanished or changed since it was found; run the same command again"
-    )
+def _unreadable(photo: Photo, error: OSError) -> DataError:
+    return DataError(f"{unreadable(photo.name, error)}; then run the same command again")
 
 
 def _refused(output: Path, error: OSError) -> ConfigError:

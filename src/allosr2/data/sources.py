@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import logging
+import os
 import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, cast
+from typing import BinaryIO, TypeVar, cast
+
+import numpy as np
+from jaxtyping import UInt8
 
 from allosr2.errors import DataError, ImageError, one_line
 from allosr2.imaging.decoding import decode_size
-from allosr2.imaging.io import FORMAT_OF_SUFFIX, find_images
+from allosr2.imaging.io import FORMAT_OF_SUFFIX, read_rgb
 from allosr2.imaging.limits import Limits, unreadable
+
+Result = TypeVar("Result")
+
+logger = logging.getLogger(__name__)
 
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
 """First bytes of gzip, bzip2, xz and Zstandard."""
 _COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_PADDING = 2**20
+"""Bytes, all zero, that may follow the end of an archive: tar fills up records, of 10 KiB as a rule."""
+_PAUSE = 0.5
+"""Seconds before what failed for the moment is tried again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,14 +64,69 @@ class Photo:
         return cast(BinaryIO, io.BufferedReader(section))
 
     def size(self) -> tuple[int, int]:
-        """Height and width of the upright picture, by its header. Raises ImageError."""
+        """Height and width of the upright picture, by its header. Errors as `pixels`."""
+
         # not `read_size`: its watch over decoders that hang takes ten times as long as a header, and there may
         # be 85,000 of them
-        with self.open() as stream:
-            if not stream.read(1):
-                raise ImageError(f"{self.name} is empty; fetch it again")
-            stream.seek(0)
-            return decode_size(stream, Limits(), self.name)
+        def read() -> tuple[int, int]:
+            with self.open() as stream:
+                if not stream.read(1):
+                    raise ImageError(f"{self.name} is empty; fetch it again")
+                stream.seek(0)
+                return decode_size(stream, Limits(), self.name)
+
+        return self._read(read)
+
+    def pixels(self) -> UInt8[np.ndarray, "h w 3"]:
+        """The upright picture, RGB.
+
+        Raises:
+            ImageError: if it is missing, empty, damaged or too large: whoever reads it finds the same.
+            DataError: if reading it failed twice for a reason that says nothing of the photograph, such as a
+                disk or a network that does not answer, too many open files, or too little memory or time.
+        """
+
+        def read() -> UInt8[np.ndarray, "h w 3"]:
+            with self.open() as stream:
+                return read_rgb(stream)
+
+        return self._read(read)
+
+    def _read(self, read: Callable[[], Result]) -> Result:
+        try:
+            return read()
+        except (ImageError, OSError, MemoryError) as error:
+            if _trouble(error) is None:
+                raise self._damaged(error) from error
+        time.sleep(_PAUSE)
+        try:
+            return read()
+        except (ImageError, OSError, MemoryError) as error:
+            trouble = _trouble(error)
+            if trouble is None:
+                raise self._damaged(error) from error
+            raise DataError(
+                f"{self.name} cannot be read, twice in a row: {trouble}; see to that, and run the same "
+                "command again"
+            ) from error
+
+    def _damaged(self, error: Exception) -> ImageError:
+        """The same without options that other commands have."""
+        what, limited, _ = str(error).partition("; raise it with --max-")
+        return ImageError(f"{what}; make it smaller, or take it out" if limited else what)
+
+
+def _trouble(error: Exception) -> str | None:
+    """What kept a photograph from being read, where that is no property of the photograph's."""
+    cause = error.__cause__ if isinstance(error, ImageError) else error
+    if isinstance(cause, MemoryError) or "out of memory" in str(cause):
+        return "there is not enough memory"
+    # decoders raise OSError without a number for damaged bytes, and files for places that damaged bytes name
+    if isinstance(cause, OSError) and cause.errno not in (None, errno.ENOENT, errno.EINVAL):
+        return cause.strerror or one_line(cause)
+    if isinstance(cause, TimeoutError):
+        return f"decoding it took more than {Limits().seconds:g} s"
+    return None
 
 
 class _Section(io.RawIOBase):
@@ -108,7 +178,7 @@ class Source:
     def parse(cls, text: str) -> Source:
         """Read `NAME` or `NAME:N`; a name that exists with its colon is a name. Raises DataError."""
         name, colon, number = text.rpartition(":")
-        if Path(text).exists() or not colon or not number.isdecimal():
+        if _exists(Path(text)) or not colon or not number.isdecimal():
             return cls(path=Path(text))
         if not int(number):
             raise DataError(f"{text} takes no photograph; use {name}:1 or more, or {name} for all")
@@ -117,46 +187,111 @@ class Source:
     @property
     def name(self) -> str:
         """Its last name, without what leads to it and without `.tar`."""
-        return self.path.resolve().name.removesuffix(".tar")
+        path = self.path.resolve()
+        return path.stem if path.suffix.lower() == ".tar" else path.name
 
     def photos(self) -> list[Photo]:
         """Its photographs, by their suffixes, in the order of their names; hidden ones are left out.
 
-        Photographs of shards are in the order of the shards' names and, within one, as they lie there.
+        Photographs of shards are in the order of the shards' names and, within one, as they lie there. Links
+        to files are followed, links to folders inside the source are not, which is warned of.
 
         Raises:
             DataError: for a source that is missing or neither folder nor shard, a folder that holds both
-                photographs and shards or only compressed ones, and a shard that is damaged, or cut off: which
-                is better told before a run than after a day without a part of the photographs.
+                photographs and shards or only compressed ones or links, and a shard that is damaged, or cut
+                off: which is better told before a run than after a day without a part of the photographs.
             ImageError: for a folder that cannot be read.
         """
         path = self.path
-        if path.is_dir():
-            shards = sorted(p for p in path.rglob("*.tar") if p.is_file())
-            files = find_images(path, recursive=True)
-            if shards and files:
-                raise DataError(
-                    f"{path} holds photographs ({files[0].name}) and tar shards ({shards[0].name}); "
-                    "give each kind a folder, and name the one that is meant"
-                )
-            if not shards and not files:
-                _refuse_compressed(path)
-            found = (
-                Photo(path=file, key=file.relative_to(path).as_posix()) for file in files
+        if os.path.isdir(path):  # noqa: PTH112 - False, too, for what may not be looked at
+            found = _search(path)
+            found.check(path)
+            photographs = (
+                Photo(path=file, key=file.relative_to(path).as_posix())
+                for file in found.photographs
             )  # of shards only as many are read as are needed
-            members = chain.from_iterable(map(members_of, shards))
-            return list(islice(members if shards else found, self.first))
-        if not path.exists():
+            members = chain.from_iterable(map(members_of, found.shards))
+            return list(islice(members if found.shards else photographs, self.first))
+        if not _exists(path):
             raise DataError(f"{path}: no such folder of photographs or shards; check its path")
-        if path.suffix != ".tar" or not path.is_file():
+        if path.suffix.lower() != ".tar" or not path.is_file():
             raise DataError(f"{path} is no folder and no .tar shard; name a folder of photographs")
         return list(islice(members_of(path), self.first))
+
+
+@dataclass(kw_only=True, slots=True)
+class _Found:
+    """What lies in a folder, each sorted."""
+
+    photographs: list[Path] = field(default_factory=list[Path])
+    shards: list[Path] = field(default_factory=list[Path])
+    compressed: list[Path] = field(default_factory=list[Path])
+    linked: list[Path] = field(default_factory=list[Path])
+    """Links to folders."""
+
+    def check(self, folder: Path) -> None:
+        """Raise DataError if the folder holds both kinds, or what is not read instead of them."""
+        if self.photographs and self.shards:
+            raise DataError(
+                f"{folder} holds photographs ({self.photographs[0].name}) and tar shards "
+                f"({self.shards[0].name}); give each kind a folder, and name the one that is meant"
+            )
+        if self.photographs or self.shards:
+            if self.linked:
+                logger.warning(
+                    "%s: linked folders in it, such as %s, are not searched; name them beside it",
+                    folder,
+                    self.linked[0].name,
+                )
+            return
+        if self.compressed:
+            raise _compressed(self.compressed[0])
+        if self.linked:
+            raise DataError(
+                f"{folder} holds a link to a folder ({self.linked[0].name}) and no photograph; such links are "
+                f"not followed: name {self.linked[0]} itself"
+            )
+
+
+def _search(folder: Path) -> _Found:
+    """Walk through a folder, once. Raises ImageError if it cannot be read; folders in it are passed over."""
+
+    def refuse(error: OSError) -> None:
+        if error.filename == str(folder):
+            raise unreadable(str(folder), error) from error
+
+    found = _Found()
+    for root, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found.linked += [path for path in map(Path(root).joinpath, folders) if path.is_symlink()]
+        for name in files:
+            path = Path(root, name)
+            suffix = path.suffix.lower()
+            if name.startswith("."):
+                continue
+            if suffix in FORMAT_OF_SUFFIX:
+                kind = found.photographs
+            elif suffix == ".tar":
+                kind = found.shards
+            elif name.lower().endswith(_COMPRESSED_SUFFIXES):
+                kind = found.compressed
+            else:
+                continue
+            if os.path.isfile(path):  # noqa: PTH113 - False, too, in a folder that may not be searched
+                kind.append(path)
+    for paths in (found.photographs, found.shards, found.compressed, found.linked):
+        paths.sort()
+    return found
+
+
+def _exists(path: Path) -> bool:
+    return os.path.exists(path)  # noqa: PTH110 - False, too, for what may not be looked at
 
 
 def members_of(shard: Path) -> Iterator[Photo]:
     """The photographs in an uncompressed tar file, in its order.
 
-    Raises DataError for one that is compressed, damaged or cut off.
+    Raises DataError for one that is compressed, damaged or cut off, and for several in one file.
     """
     try:
         with shard.open("rb") as stream:
@@ -177,20 +312,15 @@ def members_of(shard: Path) -> Iterator[Photo]:
                         )
                 # tarfile takes a damaged header, and the end of the file, for the end of the archive
                 stream.seek(tar.offset)
-                if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                    raise tarfile.ReadError(f"no end after byte {tar.offset}")
+                rest = stream.read(_PADDING + 1)
+                if not tarfile.BLOCKSIZE <= len(rest) <= _PADDING or any(rest):
+                    raise tarfile.ReadError(f"no end, or more behind it, at byte {tar.offset}")
     except (tarfile.TarError, OSError, ValueError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(
             f"{shard}: the tar shard is cut off or damaged ({one_line(error)}); copy or write it again"
         ) from error
-
-
-def _refuse_compressed(folder: Path) -> None:
-    for path in sorted(folder.rglob("*")):
-        if path.name.lower().endswith(_COMPRESSED_SUFFIXES):
-            raise _compressed(path)
 
 
 def _compressed(shard: Path) -> DataError:

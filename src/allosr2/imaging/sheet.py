@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import zip_longest
+from math import ceil
 
 import numpy as np
 from jaxtyping import UInt8
@@ -22,11 +23,14 @@ Panel = tuple[str, UInt8[np.ndarray, "h w 3"]]
 def sheet(rows: Sequence[Sequence[Panel]]) -> UInt8[np.ndarray, "height width 3"]:
     """Rows of captioned RGB pictures, pixel for pixel, one below the other.
 
-    A column is as wide as its widest picture, a row as high as its highest; a caption ends where its column
-    does.
+    A column is as wide as its widest picture or caption, a row as high as its highest picture.
     """
+    font = ImageFont.load_default(_FONT_SIZE)
     columns = list(zip_longest(*rows))
-    widths = [max(panel[1].shape[1] for panel in column if panel) for column in columns]
+    widths = [
+        max(max(panel[1].shape[1], ceil(font.getlength(panel[0]))) for panel in column if panel)
+        for column in columns
+    ]
     heights = [max(picture.shape[0] for _, picture in row) for row in rows]
     page = Image.new(
         "RGB",
@@ -36,7 +40,6 @@ def sheet(rows: Sequence[Sequence[Panel]]) -> UInt8[np.ndarray, "height width 3"
         ),
         _PAPER,
     )
-    font = ImageFont.load_default(_FONT_SIZE)
     top = _GAP
     for row, height in zip(rows, heights, strict=True):
         left = _GAP

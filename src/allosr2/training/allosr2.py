@@ -25,7 +25,7 @@ from allosr2.data.degradation import preset
 from allosr2.data.pairs import Batch, batches
 from allosr2.data.photos import HRImages
 from allosr2.errors import ConfigError, ModelError
-from allosr2.fingerprint import fingerprint
+from allosr2.fingerprint import fingerprint, tensors_of
 from allosr2.imaging.resize import enlarge
 from allosr2.losses.grid import float32_for_grids
 from allosr2.model import (
@@ -94,9 +94,12 @@ class AlloSR2Stage:
             raise ModelError(f"{config.base}: {error}") from error
         vae = load_vae(self._base)
         transformer = load_transformer(self._base, config.base_precision)
-        self.fingerprint = fingerprint(vae.state_dict() | transformer.state_dict())
         self._frozen = codec_of(copy.deepcopy(vae)).to(device).to(memory_format=torch.channels_last)
         codec, velocity = codec_of(vae), _velocity(config, transformer)
+        self.fingerprint = fingerprint(
+            tensors_of(vae=vae, transformer=transformer, lpips=self._lpips)
+            | velocity.conditioning.tensors()
+        )
         if config.initial:
             load_adapters(model_folder(config.initial), vae=vae, transformer=transformer)
             for part in (vae, transformer):
@@ -109,8 +112,9 @@ class AlloSR2Stage:
             velocity.compile_blocks()
         if config.shard_base:  # what is compiled, and before any device holds all of it
             shard(transformer, device)
-        self.constants = constants or {
+        self.constants = {
             "t_star": config.t_star
+            or constants.get("t_star")
             or measured_once(lambda: self._measure_t_star(images, device), device)
         }
         # a local base is named by its absolute path: the model is not always loaded from where it was trained
@@ -146,8 +150,9 @@ class AlloSR2Stage:
     def inspect(self, batches: Sequence[Batch]) -> Inspection:
         """What becomes of LR images; how z_lr fits t*; how straight the path is; each loss's gradient.
 
-        The gradients are those of the first batch, with the same t and eps each time; a sharded transformer,
-        whose backward pass serves one loss at a time, goes without.
+        The gradients are those of the first image, with the same t and eps each time: one loss after the
+        other keeps more in memory than a step. A sharded transformer, whose backward pass serves one loss at a
+        time, goes without.
         """
         t_star, velocity = self.module.config.t_star, self.module.velocity
         latents = [(self._encode_lr(batch), self._frozen.encode(batch.hr)) for batch in batches]
@@ -157,7 +162,7 @@ class AlloSR2Stage:
         numbers |= straightness(velocity, latents, t_star)
         if not self._config.shard_base:
             with torch.enable_grad():
-                losses = self._weighted_losses(batches[0])
+                losses = self._weighted_losses(batches[0].first(1))
             numbers |= gradient_norms(losses, {"codec": self.module.codec, "velocity": velocity})
         return dataclasses.replace(inspection, numbers=numbers)
 

@@ -48,7 +48,8 @@ FREE_FIELDS = frozenset(
         "shard_base",
     }
 )
-"""Fields that may differ between a checkpoint and the run that resumes it: what is trained is the same."""
+"""Fields that may differ between a checkpoint and the run that resumes it: each step is the same, but that the
+learning rate decays toward another last step."""
 _TENSORS = ("weights", "average", "optimizer")
 """Fields of a checkpoint that are files of their own."""
 _PLACES = {
@@ -73,8 +74,8 @@ class Checkpoint:
     """Optimizer steps done; the next sample index follows from it."""
     constants: dict[str, float]
     """Numbers measured before the first step, such as t*."""
-    fingerprint: str
-    """Of the frozen weights that were trained with."""
+    fingerprints: dict[str, str]
+    """Of what is trained with and on: frozen weights, photographs."""
     weights: dict[str, Tensor]
     """Trained parameters by name."""
     average: dict[str, Tensor]
@@ -131,7 +132,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, config: TrainingConfig
             "step": checkpoint.step,
             "next_sample": checkpoint.step * config.run.batch_size,
             "constants": checkpoint.constants,
-            "fingerprint": checkpoint.fingerprint,
+            "fingerprints": checkpoint.fingerprints,
             "sha256": digests,
             "versions": {name: version(name) for name in ("allosr2", "torch", "diffusers", "peft")}
             | {"python": platform.python_version()},
@@ -198,23 +199,23 @@ def load_latest(folder: Path, config: TrainingConfig, *, set_aside: bool) -> Che
     A damaged one is warned of and passed over; with `set_aside` it is renamed too, to `damaged_step_N`, so that
     the run can write it anew. Raises ModelError if all are damaged, ConfigError as `load_checkpoint`.
     """
-    damage: ModelError | None = None
+    damaged: dict[Path, ModelError] = {}
     for path in reversed(checkpoints(folder)):
         try:
             checkpoint = load_checkpoint(path, config)
         except ModelError as error:
-            damage = damage or error
+            damaged[path] = error
             continue
-        for damaged in (p for p in checkpoints(folder) if p.name > path.name):
-            aside = f"{path.name}, the one before, is used"
-            if set_aside:
-                shutil.rmtree(folder / f"damaged_{damaged.name}", ignore_errors=True)
-                damaged.rename(folder / f"damaged_{damaged.name}")
-                logger.warning("%s; %s", damage, aside)
+        if set_aside:
+            for other, error in damaged.items():
+                shutil.rmtree(folder / f"damaged_{other.name}", ignore_errors=True)
+                other.rename(folder / f"damaged_{other.name}")
+                logger.warning("%s; %s, the one before, is used", error, path.name)
         return checkpoint
-    if damage is not None:
+    if damaged:
+        newest = next(iter(damaged.values()))
         raise ModelError(
-            f"{damage}, and none before it can; remove {folder} to start anew, or use another --output"
+            f"{newest}, and none before it can; remove {folder} to start anew, or use another --output"
         )
     return None
 
@@ -229,7 +230,7 @@ def load_checkpoint(path: Path, config: TrainingConfig) -> Checkpoint:
     try:
         state = json.loads((path / "state.json").read_text())
         saved, step, constants = state["config"], state["step"], state["constants"]
-        fingerprint, digests = state["fingerprint"], state["sha256"]
+        fingerprints, digests = state["fingerprints"], state["sha256"]
         for name in _TENSORS:
             file = path / f"{name}.safetensors"
             if _digest(file) != digests[file.name]:
@@ -242,7 +243,7 @@ def load_checkpoint(path: Path, config: TrainingConfig) -> Checkpoint:
         raise ConfigError(
             f"steps is {config.run.steps}: {path} is past it; use at least {step}, or another --output"
         )
-    return Checkpoint(step=step, constants=constants, fingerprint=fingerprint, **tensors)
+    return Checkpoint(step=step, constants=constants, fingerprints=fingerprints, **tensors)
 
 
 def _check_config(path: Path, saved: Mapping[str, Any], config: TrainingConfig) -> None:

@@ -14,6 +14,7 @@ from allosr2.backbones.base import load_vae, save_base
 from allosr2.backbones.codec import Codec
 from allosr2.backbones.presets import mini_vae
 from allosr2.data.pairs import Batch
+from allosr2.fingerprint import fingerprint, tensors_of
 from allosr2.imaging.resize import enlarge, resize
 from allosr2.training.config import CodecTraining
 from allosr2.training.diagnostics import Inspection, inspect_results
@@ -39,10 +40,10 @@ class CodecStage:
         self.degradation = None
         self.scale = 1
         self.constants: dict[str, float] = {}
-        self.fingerprint = ""  # nothing is frozen
         self._config = config
         self._weight = config.perceptual.perceptual_weight
         self._lpips = build_lpips(config.perceptual, device, compile=config.run.compile)
+        self.fingerprint = fingerprint(tensors_of(lpips=self._lpips))
         if config.run.compile:
             vae.encoder.compile()
             vae.decoder.compile()

@@ -34,9 +34,9 @@ def _check_at_least(least: int, config: object, *names: str) -> None:
         _check(value >= least and isfinite(value), name, value, f"use {least} or more")
 
 
-def _check_grid(weight: float, crop: int, name: str = "crop") -> None:
+def _check_grid(weight: float, crop: int) -> None:
     remedy = f"the grid loss needs {GRID_CROP} px or more; without it use --grid-weight 0"
-    _check(not weight or crop >= GRID_CROP, name, crop, remedy)
+    _check(not weight or crop >= GRID_CROP, "crop", crop, remedy)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +56,7 @@ class ImagesConfig:
     minimum_scale: float = 0.5
     """Every other photograph is shrunk by a factor drawn from [minimum_scale, 1] before it is cropped."""
     cache_gigabytes: float = 4.0
-    """Decoded photographs kept in memory, per loading process."""
+    """Decoded photographs kept in memory, in 2^30 bytes, by a training process's loading processes together."""
     workers: int = 1
     """Loading processes."""
 
@@ -285,7 +285,7 @@ class LossConfig:
     """LPIPS against the HR image (Algorithm 1, line 12) or against its decoded latent (Eq. 8)."""
     perceptual_crop: int | None = None
     """Side in pixels of a random part of each latent that is decoded for the losses on images, a multiple of 16
-    and at least 32; None decodes all of it."""
+    and at least 32. None, or no less than the crop, decodes all of it."""
     fatc_weight: float = 1.0
     """Weight of FATC; 0 is the ablation without it."""
     fatc_detach: bool = False
@@ -409,15 +409,14 @@ class AlloSR2Training:
             self.text_tokens,
             "use 0 or more",
         )
-        crop, part = self.images.crop, self.loss.perceptual_crop
+        _check_grid(self.loss.grid_weight, self.images.crop)
+        part, least = self.loss.perceptual_crop, GRID_CROP if self.loss.grid_weight else 32
         _check(
-            part is None or (32 <= part <= crop and part % 16 == 0),
+            part is None or (part >= least and part % 16 == 0),
             "perceptual_crop",
             part,
-            f"use a multiple of 16 from 32 to crop {crop}",
+            f"use --perceptual-crop None, or a multiple of 16 from {least} on",
         )
-        _check_grid(self.loss.grid_weight, crop)
-        _check_grid(self.loss.grid_weight, part or crop, "perceptual_crop")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -43,8 +43,9 @@ class DecoderStage:
                 f"model is {config.model}: its base {base} lies elsewhere and would not get the new decoder; "
                 "use a model that was trained with --embed-base"
             )
-        self._model = AlloSR2.from_pretrained(folder).merge()
-        self.fingerprint = fingerprint(self._model.state_dict())
+        model = AlloSR2.from_pretrained(folder)
+        self.fingerprint = fingerprint(model.state_dict())  # merging rounds as the processor does
+        self._model = model.merge()
         self._model.to(device)
         self._model.codec.to(memory_format=torch.channels_last)
         self.module = load_frozen_codec(folder).to(device)

@@ -148,19 +148,29 @@ def gradient_norms(
 ) -> dict[str, float]:
     """Norm of every loss's gradient in every part's trained parameters: `gradient_norm_PART/LOSS`.
 
-    The parameters' own gradients stay as they are.
+    The parameters' own gradients stay as they are. The losses' graphs are used up.
     """
     trained = {
         part: [p for p in module.parameters() if p.requires_grad] for part, module in parts.items()
     }
-    together = list(chain(*trained.values()))
     norms: dict[str, float] = {}
-    for name, loss in losses.items():
-        gradients = torch.autograd.grad(loss, together, retain_graph=True, allow_unused=True)
-        remaining = iter(cast(tuple[Tensor | None, ...], gradients))
-        for part, parameters in trained.items():
-            reached = [g for g in islice(remaining, len(parameters)) if g is not None]
-            norms[f"gradient_norm_{part}/{name}"] = float(nn.utils.get_total_norm(reached))
+    for number, (name, loss) in enumerate(losses.items(), 1):
+        of_parts = _gradient_norms(loss, trained, kept=number < len(losses))
+        norms |= {f"gradient_norm_{part}/{name}": norm for part, norm in of_parts.items()}
+    return norms
+
+
+def _gradient_norms(
+    loss: Float[Tensor, ""], trained: Mapping[str, Sequence[nn.Parameter]], *, kept: bool
+) -> dict[str, float]:
+    """The norms of one loss's gradient, which is gone before there is the next one's."""
+    together = list(chain(*trained.values()))
+    gradients = torch.autograd.grad(loss, together, retain_graph=kept, allow_unused=True)
+    remaining = iter(cast(tuple[Tensor | None, ...], gradients))
+    norms: dict[str, float] = {}
+    for part, parameters in trained.items():
+        reached = [g for g in islice(remaining, len(parameters)) if g is not None]
+        norms[part] = float(nn.utils.get_total_norm(reached))
     return norms
 
 

@@ -15,11 +15,11 @@ from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from allosr2.devices import resolve_device
-from allosr2.errors import AlloSR2Error, ConfigError
+from allosr2.devices import is_out_of_memory, resolve_device
+from allosr2.errors import AlloSR2Error, ConfigError, one_line
 
 _BUCKET = 2**25
-"""Elements that are sent at once: small tensors one by one take long, all together twice the memory."""
+"""About as many elements are sent at once: tensors one by one take long, all together twice the memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +72,12 @@ class Processes:
                 for tensor in tensors:
                     dist.broadcast(tensor, 0)
 
+    def from_first(self, value: int, device: torch.device) -> int:
+        """The first process's whole number."""
+        shared = torch.tensor(value, device=device)
+        self.copy_from_first_([shared])
+        return int(shared)
+
     def wait(self) -> None:
         """Return when all processes have come here."""
         if self.count > 1:
@@ -92,6 +98,8 @@ class Processes:
         try:
             yield
         except RuntimeError as error:  # what every engine raises when a process is gone
+            if is_out_of_memory(error):
+                raise
             raise AlloSR2Error(
                 f"process {self.rank}: another process stopped; what it said tells why"
             ) from error
@@ -104,17 +112,27 @@ def started_processes() -> Processes:
     )
 
 
-def parts_of_batch(batch_size: int, least: int, processes: int) -> int:
+def parts_of_batch(batch_size: int, least: int, processes: int, *, even: bool = False) -> int:
     """Into how many parts a batch is cut, so that the busiest process has the fewest images: `least` or more.
 
-    Raises ConfigError if there are more processes than images.
+    Raises ConfigError if there are more processes than images; and, where all must have as many parts (`even`),
+    if the processes do not divide the batch.
     """
+    if even and batch_size % processes:
+        raise ConfigError(
+            f"batch_size is {batch_size}: {processes} processes that share a base out (shard_base) need equal "
+            f"parts; use a multiple of {processes}"
+        )
     if processes > batch_size:
         raise ConfigError(
             f"batch_size is {batch_size}: {processes} processes cannot share so few images; "
             f"use at least {processes}, or fewer processes"
         )
-    possible = [n for n in range(max(least, processes), batch_size + 1) if batch_size % n == 0]
+    possible = [
+        n
+        for n in range(max(least, processes), batch_size + 1)
+        if batch_size % n == 0 and not (even and n % processes)
+    ]
     return min(possible, key=lambda n: (-(-n // processes) * (batch_size // n), n))
 
 
@@ -124,14 +142,26 @@ def join(device: str) -> tuple[Processes, torch.device]:
     Raises ConfigError for a device that is absent.
     """
     processes = started_processes()
+    if processes.count > 1 and (device == "auto" or device.startswith("cuda")):
+        if device not in ("auto", "cuda"):
+            raise ConfigError(
+                f"device is {device}: each of {processes.count} processes has its own; use cuda"
+            )
+        if device == "cuda" or torch.cuda.is_available():
+            device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     own = resolve_device(device)
     if processes.count == 1:
         return processes, own
     if own.type == "cuda":
-        own = resolve_device(f"cuda:{os.environ['LOCAL_RANK']}")
         torch.cuda.set_device(own)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if own.type == "cuda" else "gloo")
+        try:
+            dist.init_process_group("nccl" if own.type == "cuda" else "gloo")
+        except ValueError as error:  # RANK and WORLD_SIZE alone do not say where the others are
+            raise ConfigError(
+                f"WORLD_SIZE is {processes.count}: the processes cannot meet ({one_line(error)}); start them "
+                "with torchrun"
+            ) from error
     return processes, own
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -11,9 +10,9 @@ from pathlib import Path
 import torch
 
 from allosr2.devices import is_out_of_memory, memory_in_use
-from allosr2.errors import AlloSR2Error
+from allosr2.errors import AlloSR2Error, DataError, one_line
 from allosr2.training.config import TrainingConfig
-from allosr2.training.log import Status
+from allosr2.training.log import Status, append, rewind
 
 logger = logging.getLogger(__name__)
 
@@ -21,11 +20,14 @@ logger = logging.getLogger(__name__)
 class NonFiniteSteps:
     """Counts steps that are left out, and writes their samples down."""
 
-    def __init__(self, path: Path, *, batch_size: int, patience: int, writes: bool) -> None:
+    def __init__(
+        self, path: Path, *, step: int, batch_size: int, patience: int, writes: bool
+    ) -> None:
         """Start at none.
 
         Args:
             path: file that gets a line of JSON for each such step.
+            step: steps done; what the file has of later ones, which come again, is removed.
             batch_size: samples of a step.
             patience: so many in a row are an error.
             writes: whether this process is the one that writes and warns.
@@ -35,15 +37,16 @@ class NonFiniteSteps:
         self._patience = patience
         self._writes = writes
         self._in_a_row = 0
-        self.count = 0
-        """Such steps since the run was started or resumed."""
+        self._count = 0
+        if writes:
+            rewind(path, step)
 
     def note(self, status: Status) -> None:
         """Take note of a step. Raises AlloSR2Error at the end of the patience."""
         if status.is_finite:
             self._in_a_row = 0
             return
-        self.count += 1
+        self._count += 1
         self._in_a_row += 1
         if self._writes:
             self._write(status)
@@ -51,7 +54,7 @@ class NonFiniteSteps:
             raise AlloSR2Error(
                 f"{self._path.parent}: {self._patience} steps in a row were not finite, the last at step "
                 f"{status.step}; their samples are in {self._path.name}; lower the learning rate, or use "
-                "--precision float32"
+                "--precision float32, with --allow-changes"
             )
 
     def _write(self, status: Status) -> None:
@@ -60,15 +63,14 @@ class NonFiniteSteps:
             "step": status.step,
             "first_sample": last - self._batch_size + 1,
             "last_sample": last,
-            "gradient_norm": str(status.gradient_norm),  # JSON knows no infinity
-            "terms": {name: str(term) for name, term in status.terms.items()},
+            "gradient_norm": status.gradient_norm,
+            **status.terms,
         }
-        with self._path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append(self._path, line)
         logger.warning(
             "step %d: loss or gradient is not finite; left out, the %d. so far",
             status.step,
-            self.count,
+            self._count,
         )
 
 
@@ -82,10 +84,25 @@ def memory_guard(config: TrainingConfig, device: torch.device) -> Generator[None
             raise
         from allosr2.training.plan import savings
 
+        logger.error("out of memory on %s; working out what would help", device)
         held = memory_in_use(device) / 10**9
         ways = [f"{option} ({saved / 10**9:.1f} GB less)" for option, saved in savings(config)]
         advice = ", ".join(ways) or "a smaller --crop or --batch-size"
         raise AlloSR2Error(
             f"out of memory on {device}, {held:.1f} GB in use; try {advice}; to resume with another config add "
             "--allow-changes"
+        ) from error
+
+
+@contextmanager
+def loading_guard() -> Generator[None]:
+    """Raise DataError where a loading process died: PyTorch says so by an error in the midst of anything."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise DataError(
+            f"a loading process stopped ({one_line(error)}); where memory is short, lower --workers or "
+            "--cache-gigabytes, or give a container more shared memory"
         ) from error

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import logging
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -10,44 +11,68 @@ import torch
 from torch import nn
 
 from allosr2.data.pairs import Batch, batches
-from allosr2.data.photos import HRImages
+from allosr2.data.photos import BadPhoto, HRImages
 from allosr2.training.config import TrainingConfig
 from allosr2.training.diagnostics import Inspection
 from allosr2.training.distributed import parts_of_batch, started_processes
 from allosr2.training.stage import Stage
 
+logger = logging.getLogger(__name__)
+
+
+def validation_images(config: TrainingConfig, images: HRImages) -> HRImages:
+    """Crops of the validation photographs, or of the run's own `images` if there are none.
+
+    By a seed of their own; in place of the run's own images some are drawn, as in training. Warns of validation
+    photographs that cannot be read, and raises DataError as `HRImages` does.
+    """
+    # no sample's stream has this key: its degradation has (index,), its crop 1 and its noise 2 in place of 3
+    sequence = np.random.SeedSequence(config.run.seed, spawn_key=(0, 3))
+    seed = int(sequence.generate_state(1, np.uint64)[0])
+    if not config.watch.validation_photos:
+        return images.with_seed(seed)
+    source = HRImages(
+        photos=config.watch.validation_photos,
+        procedural=0.0,
+        crop=config.images.crop,
+        minimum_scale=config.images.minimum_scale,
+        cache_gigabytes=config.images.cache_gigabytes,
+        seed=seed,
+    )
+    _warn(source.folder.unreadable if source.folder else ())
+    return source
+
 
 def validation_batches(
-    config: TrainingConfig, stage: Stage, images: HRImages, device: torch.device
+    config: TrainingConfig, stage: Stage, source: HRImages, device: torch.device
 ) -> list[Batch]:
     """The run's validation images on the device; the same each time, and as many at once as in training.
 
-    Crops of the validation photographs, or of the run's own `images` if there are none, with drawn images among
-    them as in training; degraded as in training, by a seed of their own. Raises DataError as `HRImages` does.
+    Args:
+        config: of the run.
+        stage: degrades them as in training.
+        source: what `validation_images` gives.
+        device: where the batches are left.
+
+    Raises DataError as `HRImages.sample` does; damaged photographs are replaced, with a warning of each.
     """
-    run, watch = config.run, config.watch
-    # the length of the key tells this stream from those of samples
-    sequence = np.random.SeedSequence(run.seed, spawn_key=(0,))
-    seed = int(sequence.generate_state(1, np.uint64)[0])
-    if watch.validation_photos:
-        source = HRImages(
-            photos=watch.validation_photos,
-            procedural=0.0,
-            crop=config.images.crop,
-            minimum_scale=config.images.minimum_scale,
-            cache_gigabytes=config.images.cache_gigabytes,
-            seed=seed,
-        )
-    else:
-        source = images.with_seed(seed)
+    run, count = config.run, config.watch.validation_images
     size = run.batch_size // parts_of_batch(
         run.batch_size, run.accumulation, started_processes().count
     )
-    count = watch.validation_images
     parts = [range(first, min(first + size, count)) for first in range(0, count, size)]
-    return list(
+    made = list(
         batches(source, stage.degradation, parts, scale=stage.scale, workers=0, device=device)
     )
+    _warn(bad for batch in made for bad in batch.bad)
+    return made
+
+
+def _warn(found: Iterable[BadPhoto]) -> None:
+    """Warn once of each photograph, in one of the processes that all look at the same."""
+    if started_processes().leads:
+        for reason in {bad.photo: bad.reason for bad in found}.values():
+            logger.warning("validation: %s; others take its place", reason)
 
 
 def inspect(config: TrainingConfig, stage: Stage, batches: Sequence[Batch]) -> Inspection:

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
+
+from allosr2.errors import one_line
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,29 +41,48 @@ class Status:
         """Whether loss and gradient are, so that the step was taken."""
         return isfinite(self.gradient_norm) and isfinite(self.terms["total"])
 
+    def line(self) -> dict[str, float]:
+        """The step as the log has it."""
+        return {
+            "step": self.step,
+            "seconds": round(self.seconds, 3),
+            "memory": self.memory,
+            "learning_rate": self.learning_rate,
+            "gradient_norm": self.gradient_norm,
+            **{f"gradient_norm.{part}": norm for part, norm in self.gradient_norms.items()},
+            **self.terms,
+        }
+
 
 def rewind(log: Path, step: int) -> None:
-    """Remove the lines of a killed run that are past `step`, or were cut short: those steps come again."""
+    """Cut off the lines of a killed run that are past `step`, or broken: those steps come again."""
     if not log.exists():
         return
-    kept: list[str] = []
-    for line in log.read_text().splitlines(keepends=True):
-        if not line.endswith("\n") or json.loads(line)["step"] > step:
-            break
-        kept.append(line)
-    log.write_text("".join(kept))
+    kept = 0
+    with log.open("rb") as file:
+        for line in file:
+            if not line.endswith(b"\n") or _step_of(line) > step:
+                break
+            kept += len(line)
+    os.truncate(log, kept)
 
 
-def append(log: Path, status: Status) -> None:
-    """Append one line to the run's log."""
-    line = {
-        "step": status.step,
-        "seconds": round(status.seconds, 3),
-        "memory": status.memory,
-        "learning_rate": status.learning_rate,
-        "gradient_norm": status.gradient_norm,
-        **{f"gradient_norm.{part}": norm for part, norm in status.gradient_norms.items()},
-        **status.terms,
-    }
-    with log.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+def _step_of(line: bytes) -> float:
+    """The step of a line, or infinity for what is no line of a log, such as a power cut leaves."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return inf
+
+
+def append(log: Path, line: Mapping[str, float]) -> None:
+    """Append a line of JSON; a disk that refuses costs the line, with a warning, and not the run.
+
+    JSON knows neither infinity nor NaN: they are written as strings.
+    """
+    numbers = {name: value if isfinite(value) else str(value) for name, value in line.items()}
+    try:
+        with log.open("a") as file:
+            file.write(json.dumps(numbers) + "\n")
+    except OSError as error:
+        logger.warning("%s: a line is lost (%s)", log, one_line(error))

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import signal
-import threading
+import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from allosr2.data.pairs import Batch, batches
 from allosr2.data.photos import HRImages
-from allosr2.errors import ConfigError
+from allosr2.errors import AlloSR2Error, ConfigError, one_line
 from allosr2.training.checkpoint import load_latest
-from allosr2.training.config import TrainingConfig
+from allosr2.training.config import AlloSR2Training, TrainingConfig
 from allosr2.training.distributed import Processes, join, leave, parts_of_batch
-from allosr2.training.guards import NonFiniteSteps, memory_guard
+from allosr2.training.guards import NonFiniteSteps, loading_guard, memory_guard
+from allosr2.training.inspection import validation_images
+from allosr2.training.interrupts import Interrupts
 from allosr2.training.log import Status
 from allosr2.training.noise import sample_generators
 from allosr2.training.optimizer import require_optimizer
 from allosr2.training.quarantine import Quarantine
 from allosr2.training.stage import Stage, build_stage
 from allosr2.training.state import TrainingState
+from allosr2.training.tracking import require_tracker
 from allosr2.training.watch import Watch
-
-logger = logging.getLogger(__name__)
 
 
 def train(config: TrainingConfig, report: Callable[[Status], None] = lambda _: None) -> Path:
@@ -38,7 +38,8 @@ def train(config: TrainingConfig, report: Callable[[Status], None] = lambda _: N
     one alone reports and writes.
 
     A run that was stopped goes on from its last checkpoint, and ends with the same weights as one that was
-    not. Being killed loses the steps since that checkpoint; KeyboardInterrupt writes one first.
+    not. Being killed loses the steps since that checkpoint. SIGINT and SIGTERM stop the run after the step
+    that it is in, with a checkpoint and a KeyboardInterrupt; an error writes one too where it can.
 
     Args:
         config: what to train, on what, and where to write it.
@@ -51,7 +52,7 @@ def train(config: TrainingConfig, report: Callable[[Status], None] = lambda _: N
     """
     processes, device = join(config.run.device)
     try:
-        with memory_guard(config, device):
+        with memory_guard(config, device), loading_guard():
             return _train(config, report, processes, device)
     finally:
         leave()
@@ -64,9 +65,13 @@ def _train(
     device: torch.device,
 ) -> Path:
     run = config.run
-    _check_output(run.output)  # before minutes of work, not after
+    # what takes no time first: a large base takes minutes to load
+    _check_output(run.output)
     require_optimizer(config.optimization)
-    parts = parts_of_batch(run.batch_size, run.accumulation, processes.count)
+    require_tracker(config)
+    # what is shared out is gathered by all processes at once
+    even = isinstance(config, AlloSR2Training) and config.shard_base
+    parts = parts_of_batch(run.batch_size, run.accumulation, processes.count, even=even)
     torch.manual_seed(run.seed)  # fresh weights are drawn by the modules' own constructors
     with processes.first_one_first():  # which sets damaged checkpoints aside
         restored = load_latest(run.output / "checkpoints", config, set_aside=processes.leads)
@@ -78,13 +83,43 @@ def _train(
         cache_gigabytes=config.images.cache_gigabytes,
         seed=run.seed,
     )
+    validation = validation_images(config, images)
     stage = build_stage(config, images, device, restored.constants if restored else {})
-    run.output.mkdir(parents=True, exist_ok=True)
-    state = TrainingState(config, stage, processes, restored)
-    del restored  # copied by now, and three times the size of what is trained
-    quarantine = Quarantine(run.output / "quarantine.jsonl", images, config.images.bad_fraction)
+    with _alone_in(run.output, processes):
+        state = TrainingState(config, stage, images, processes, restored)
+        del restored  # copied by now, and three times the size of what is trained
+        if state.step != processes.from_first(state.step, device):
+            raise AlloSR2Error(
+                f"{run.output}: process {processes.rank} goes on from step {state.step}, the first one does "
+                "not; give all one folder that each can read"
+            )
+        watch = Watch(config, stage, validation, device, step=state.step, writes=processes.leads)
+        with closing(watch):
+            return _steps(config, stage, images, state, watch, report, processes, device, parts)
+
+
+def _steps(
+    config: TrainingConfig,
+    stage: Stage,
+    images: HRImages,
+    state: TrainingState,
+    watch: Watch,
+    report: Callable[[Status], None],
+    processes: Processes,
+    device: torch.device,
+    parts: int,
+) -> Path:
+    """From the state's step to the last one, and the export."""
+    run = config.run
+    quarantine = Quarantine(
+        run.output / "quarantine.jsonl",
+        images,
+        config.images.bad_fraction,
+        leads=processes.leads,
+    )
     non_finite = NonFiniteSteps(
         run.output / "non_finite.jsonl",
+        step=state.step,
         batch_size=run.batch_size,
         patience=run.patience,
         writes=processes.leads,
@@ -97,33 +132,65 @@ def _train(
         workers=config.images.workers,
         device=device,
     )
-    watch = Watch(config, stage, images, device, step=state.step, writes=processes.leads)
-    with closing(loader), closing(watch):
+    interrupts = Interrupts(speaks=processes.leads)
+    with closing(loader), interrupts.held_back():
         try:
+            if processes.from_first(watch.is_missing(state.step), device):
+                with state.averaged_weights():
+                    watch.inspect(state.step)
             while state.step < run.steps:
-                terms = _accumulate(config, stage, loader, quarantine, processes, parts)
-                status = state.update(terms)
+                started = time.perf_counter()
+                terms, stop = _accumulate(
+                    config, stage, loader, quarantine, interrupts, processes, parts
+                )
+                status = state.update(terms, started)
                 non_finite.note(status)
                 watch.note(status)
                 if processes.leads:
                     report(status)
-                if state.step % run.checkpoint_every == 0 and state.step < run.steps:
+                if stop:
+                    raise KeyboardInterrupt
+                if state.step % run.checkpoint_every == 0 or state.step == run.steps:
                     state.save()
                 if watch.is_due(state.step):
                     with state.averaged_weights():
                         watch.inspect(state.step)
-        except KeyboardInterrupt:
-            if state.settled:
-                with _undisturbed():
-                    state.save()
+        except (Exception, KeyboardInterrupt):
+            state.rescue()
             raise
-        state.save()
         folder = run.output / "model"
         if processes.leads:
             with state.averaged_weights():
                 folder = stage.export(folder)
         processes.wait()
     return folder
+
+
+@contextmanager
+def _alone_in(folder: Path, processes: Processes) -> Generator[None]:
+    """Make the folder of a run and hold it, in the process that leads.
+
+    Raises ConfigError if another run holds it, or if it cannot be made.
+    """
+    if not processes.leads:
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise ConfigError(
+            f"output is {folder}: another run is writing there; wait for it, or use another --output"
+        ) from error
+    except OSError as error:
+        raise ConfigError(
+            f"output is {folder}: it cannot be written ({one_line(error)}); choose another"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _check_output(folder: Path) -> None:
@@ -135,29 +202,19 @@ def _check_output(folder: Path) -> None:
         )
 
 
-@contextmanager
-def _undisturbed() -> Generator[None]:
-    """Let nothing but a kill stop what is done: torchrun passes on the Ctrl-C that the terminal sent before."""
-    if threading.current_thread() is not threading.main_thread():  # which alone hears signals
-        yield
-        return
-    former = {name: signal.signal(name, signal.SIG_IGN) for name in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for name, handler in former.items():
-            signal.signal(name, handler)
-
-
 def _accumulate(
     config: TrainingConfig,
     stage: Stage,
     loader: Iterator[Batch],
     quarantine: Quarantine,
+    interrupts: Interrupts,
     processes: Processes,
     parts: int,
-) -> dict[str, float]:
-    """Gradients of one optimizer step, left in the parameters of every process; returns each term's mean."""
+) -> tuple[dict[str, float], bool]:
+    """Gradients of one optimizer step, left in the parameters of every process.
+
+    Returns each term's mean, and whether any process was asked to stop.
+    """
     run = config.run
     total: dict[str, Tensor] = {}
     for _ in range(processes.rank, parts, processes.count):
@@ -172,4 +229,6 @@ def _accumulate(
         for name, term in terms.items():
             total[name] = total.get(name, 0.0) + term.detach() / parts
     processes.sum_(p.grad for p in stage.module.parameters() if p.grad is not None)
-    return processes.sum_terms(total)
+    asked = total["total"].new_tensor(float(interrupts.asked))
+    terms = processes.sum_terms(total | {"asked": asked})
+    return terms, bool(terms.pop("asked"))

@@ -51,11 +51,11 @@ def windows(
     generators: Sequence[torch.Generator], height: int, width: int, side: int
 ) -> list[Window]:
     """A square of `side` inside `height` x `width` a sample, every place as likely as every other."""
-    return [
-        Window(_integer(g, height - side + 1), _integer(g, width - side + 1), side)
+    places = [
+        torch.randint(length - side + 1, (), generator=g, device=g.device)
         for g in generators
+        for length in (height, width)
     ]
-
-
-def _integer(generator: torch.Generator, below: int) -> int:
-    return int(torch.randint(below, (), generator=generator, device=generator.device))
+    # all at once: each transfer from a GPU waits for what it has to do
+    numbers = iter(torch.stack(places).tolist())
+    return [Window(top, left, side) for top, left in zip(numbers, numbers, strict=True)]

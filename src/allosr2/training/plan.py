@@ -139,7 +139,10 @@ def remedies(config: AlloSR2Training, planned: Plan) -> list[Remedy]:
     """Fields that would make a planned run smaller, one by one, then all at once; those that a base takes."""
     run, loss = config.run, config.loss
     smallest_part = GRID_CROP if loss.grid_weight else 32
-    part = max((loss.perceptual_crop or config.images.crop) // 2 // 16 * 16, smallest_part)
+    part = max(
+        min(loss.perceptual_crop or config.images.crop, config.images.crop) // 2 // 16 * 16,
+        smallest_part,
+    )
     changes: dict[str, dict[str, Any]] = {
         "--gradient-checkpointing": {"gradient_checkpointing": True},
         "--checkpointing-interval 1": {"checkpointing_interval": 1},

@@ -24,16 +24,19 @@ class Quarantine:
 
     It is a text file, a JSON object a line, that a run which is resumed goes on with. Processes that train
     together write into the same file, and each passes over what it finds there; only of two that meet a
-    photograph at the same moment both may list it.
+    photograph at the same moment both may list it. What all find at the start the leader alone lists.
     """
 
-    def __init__(self, path: Path, images: HRImages, bad_fraction: float) -> None:
+    def __init__(
+        self, path: Path, images: HRImages, bad_fraction: float, *, leads: bool = True
+    ) -> None:
         """List the photographs whose headers cannot be read.
 
         Args:
             path: the list, whose folder exists.
             images: what the run trains on.
             bad_fraction: fraction of the photographs that may be damaged, in [0, 1].
+            leads: whether this process is the one that lists them.
 
         Raises:
             DataError: if more are.
@@ -48,7 +51,8 @@ class Quarantine:
         self._listed: set[str] = set()
         self._read = 0
         """Bytes of the list that were read."""
-        self._list(self._unreadable)
+        if leads:
+            self._list(self._unreadable)
         self._check()
 
     def note(self, batch: Batch) -> None:

@@ -93,7 +93,8 @@ def rehearse(config: AlloSR2Training, model: Networks) -> tuple[Phase, ...]:
         guidance=config.guidance,
     )
     latents = (size, codec.channels, crop // codec.factor, crop // codec.factor)
-    part = loss.perceptual_crop and Window(0, 0, loss.perceptual_crop // codec.factor)
+    decoded = min(loss.perceptual_crop or crop, crop)
+    part = Window(0, 0, decoded // codec.factor) if decoded < crop else None
     with Meter(_resident(codec, frozen, model.velocity)) as meter:
         _mark_phases(meter, model)
         hr = torch.empty(size, 3, crop, crop, device="meta")

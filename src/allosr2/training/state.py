@@ -11,8 +11,9 @@ from math import hypot
 import torch
 from torch import Tensor
 
+from allosr2.data.photos import HRImages
 from allosr2.devices import memory_in_use
-from allosr2.errors import ModelError
+from allosr2.errors import AlloSR2Error, ModelError, one_line
 from allosr2.training.checkpoint import Checkpoint, prune, save_checkpoint
 from allosr2.training.config import TrainingConfig
 from allosr2.training.distributed import Processes
@@ -30,12 +31,14 @@ class TrainingState:
         self,
         config: TrainingConfig,
         stage: Stage,
+        images: HRImages,
         processes: Processes,
         restored: Checkpoint | None,
     ) -> None:
         """Start at step 0 with the first process's parameters, or where a checkpoint left off.
 
-        Raises ModelError if the checkpoint is one of other parameters.
+        Raises ModelError if the checkpoint is one of other parameters, or was made with other frozen weights or
+        photographs and the config does not allow changes.
         """
         self.step = 0
         self.settled = True
@@ -45,22 +48,25 @@ class TrainingState:
         self._stage = stage
         self._processes = processes
         self._optimizer = build_optimizer(self.parameters.values(), config.optimization)
-        self._parts: dict[str, list[Tensor]] = {}
+        self._fingerprints = {
+            "frozen weights": stage.fingerprint,
+            "photographs": images.fingerprint,
+        }
+        self._modules: dict[str, list[Tensor]] = {}
+        """Parameters by the part of the model that they belong to."""
         for name, parameter in self.parameters.items():
-            self._parts.setdefault(name.split(".")[0], []).append(parameter)
+            self._modules.setdefault(name.split(".")[0], []).append(parameter)
         processes.copy_from_first_(p.detach() for p in self.parameters.values())
         self._average = (
             {n: p.detach().clone() for n, p in self.parameters.items()}
             if config.optimization.ema_decay > 0
             else {}
         )
-        self._begun = time.perf_counter()
         if restored:
             self._restore(restored)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        if checkpoint.fingerprint != self._stage.fingerprint:
-            self._refuse_other_weights()
+        self._compare(checkpoint.fingerprints)
         saved = {name: tensor.shape for name, tensor in checkpoint.weights.items()}
         if saved != {name: parameter.shape for name, parameter in self.parameters.items()}:
             raise ModelError(
@@ -72,20 +78,24 @@ class TrainingState:
             for name, parameter in self.parameters.items():
                 parameter.copy_(checkpoint.weights[name])
             for name, tensor in self._average.items():
-                tensor.copy_(checkpoint.average[name])
+                # the weights, where the run began without an average
+                tensor.copy_(checkpoint.average.get(name, checkpoint.weights[name]))
         restore_optimizer(self._optimizer, self.parameters, checkpoint.optimizer)
 
-    def _refuse_other_weights(self) -> None:
-        differ = f"{self._config.run.output}: the frozen weights are others than those that the run began with"
+    def _compare(self, saved: Mapping[str, str]) -> None:
+        others = [name for name, mark in self._fingerprints.items() if saved.get(name) != mark]
+        if not others:
+            return
+        differ = f"{self._config.run.output}: {' and '.join(others)} are not those that the run began with"
         if not self._config.run.allow_changes:
             raise ModelError(
-                f"{differ}; put the former base back, use --allow-changes to go on with this one, or another "
+                f"{differ}; put the former ones back, use --allow-changes to go on with these, or another "
                 "--output"
             )
         logger.warning("%s; goes on", differ)
 
-    def update(self, terms: Mapping[str, float]) -> Status:
-        """One optimizer step by the gradients that the parameters hold.
+    def update(self, terms: Mapping[str, float], started: float) -> Status:
+        """One optimizer step, `started` by `time.perf_counter`, by the gradients that the parameters hold.
 
         A loss or a gradient that is not finite leaves the parameters as they are. All processes hold the same
         sums, and so agree.
@@ -101,7 +111,7 @@ class TrainingState:
             gradient_norm=norm,
             gradient_norms=norms,
             terms=dict(terms),
-            seconds=self._lap(),
+            seconds=time.perf_counter() - started,
             memory=memory_in_use(next(iter(self.parameters.values())).device),
         )
         self.settled = False
@@ -128,12 +138,8 @@ class TrainingState:
             part: float(
                 torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
             )
-            for part, parameters in self._parts.items()
+            for part, parameters in self._modules.items()
         }
-
-    def _lap(self) -> float:
-        begun, self._begun = self._begun, time.perf_counter()
-        return self._begun - begun
 
     def save(self) -> None:
         """Write a checkpoint and remove old ones, in the process that leads."""
@@ -143,7 +149,7 @@ class TrainingState:
         checkpoint = Checkpoint(
             step=self.step,
             constants=self._stage.constants,
-            fingerprint=self._stage.fingerprint,
+            fingerprints=self._fingerprints,
             weights={n: p.detach().cpu() for n, p in self.parameters.items()},
             average={n: t.cpu() for n, t in self._average.items()},
             optimizer=optimizer_tensors(self._optimizer, self.parameters),
@@ -151,16 +157,27 @@ class TrainingState:
         save_checkpoint(folder, checkpoint, self._config)
         prune(folder, self._config.run.keep_checkpoints)
 
+    def rescue(self) -> None:
+        """Save, if everything belongs to one step; what keeps it from being saved is only logged."""
+        if self.settled:
+            try:
+                self.save()
+            except (AlloSR2Error, RuntimeError) as error:  # the latter from a device that is lost
+                logger.warning("step %d is not saved: %s", self.step, one_line(error))
+
     @contextmanager
     def averaged_weights(self) -> Generator[None]:
-        """Put the average in the place of the parameters for a while."""
+        """Put the average in the place of the parameters for a while, in which there is nothing to save."""
+        self.settled = False
         held = {n: self.parameters[n].detach().clone() for n in self._average}
-        with torch.no_grad():
-            for name, tensor in self._average.items():
-                self.parameters[name].copy_(tensor)
+        self._put(self._average)
         try:
             yield
         finally:
-            with torch.no_grad():
-                for name, tensor in held.items():
-                    self.parameters[name].copy_(tensor)
+            self._put(held)
+            self.settled = True
+
+    def _put(self, tensors: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                self.parameters[name].copy_(tensor)

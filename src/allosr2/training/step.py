@@ -99,12 +99,13 @@ def draw(
     t_star: float,
     crop: int | None,
 ) -> Draw:
-    """Draw what a step needs, from a generator a sample; `crop` is the side in pixels of what is decoded."""
+    """Draw what a step needs, a generator a sample; of images larger than `crop` pixels a part is decoded."""
     height, width = (side // codec.factor for side in batch.hr.shape[-2:])
     t = t_star * uniform(generators)
     eps = normal(generators, (codec.channels, height, width))
     # last, so that t and eps do not depend on it
-    parts = windows(generators, height, width, crop // codec.factor) if crop else None
+    part = crop and crop // codec.factor
+    parts = windows(generators, height, width, part) if part and part < min(height, width) else None
     return Draw(t=t, eps=eps, windows=parts)
 
 

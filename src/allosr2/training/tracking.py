@@ -6,9 +6,11 @@ import logging
 import os
 import secrets
 import sys
+import time
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -23,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 PROJECT = "allosr2"
 """The project that runs belong to, unless WANDB_PROJECT says otherwise."""
+
+_EXTRAS = {"tensorboard": "train", "wandb": "trackers", "trackio": "trackers"}
+"""The extra that brings the package of a tracker; both have the tracker's name."""
 
 
 class Tracker(Protocol):
@@ -41,6 +46,13 @@ class Tracker(Protocol):
         ...
 
 
+def require_tracker(config: TrainingConfig) -> None:
+    """Raise ConfigError if the package of the tracker that a config names is not installed; imports nothing."""
+    name = config.watch.tracker
+    if name in _EXTRAS and find_spec(name) is None:
+        raise _missing(name)
+
+
 def open_tracker(config: TrainingConfig, *, step: int) -> Tracker:
     """The tracker that a config names; it begins with the config's fields.
 
@@ -56,24 +68,27 @@ def open_tracker(config: TrainingConfig, *, step: int) -> Tracker:
         ConfigError: if the tracker's package is not installed, or it cannot start.
     """
     name = config.watch.tracker
-    trackers: dict[str, tuple[str, Callable[[TrainingConfig, int], Tracker]]] = {
-        "tensorboard": ("train", _TensorBoard),
-        "wandb": ("trackers", _WandB),
-        "trackio": ("trackers", _Trackio),
+    trackers: dict[str, Callable[[TrainingConfig, int], Tracker]] = {
+        "tensorboard": _TensorBoard,
+        "wandb": _WandB,
+        "trackio": _Trackio,
     }
     if name not in trackers:
         return no_tracker()
-    extra, start = trackers[name]
     try:
-        return _Dispensable(name, start(config, step))
+        return _Dispensable(name, trackers[name](config, step))
     except ImportError as error:
-        raise ConfigError(
-            f"tracker is {name}: it needs pip install 'allosr2[{extra}]'; or use --tracker none"
-        ) from error
+        raise _missing(name) from error
     except Exception as error:
         raise ConfigError(
             f"tracker is {name}: it cannot start ({one_line(error)}); put that right, or use --tracker none"
         ) from error
+
+
+def _missing(name: str) -> ConfigError:
+    return ConfigError(
+        f"tracker is {name}: it needs pip install 'allosr2[{_EXTRAS[name]}]'; or use --tracker none"
+    )
 
 
 def no_tracker() -> Tracker:
@@ -109,28 +124,46 @@ class _Dispensable:
 
 
 class _TensorBoard:
+    """Event files, written as events come.
+
+    TensorBoard's own writer leaves that to a thread, whose traceback shows in the console on a full disk.
+    """
+
     def __init__(self, config: TrainingConfig, step: int) -> None:
         tensorboard = cast(Any, import_module("torch.utils.tensorboard"))
-        # events from purge_step on are dropped, those of the checkpoint's own step are not to be
-        self._writer = tensorboard.SummaryWriter(
-            config.run.output / "tensorboard", purge_step=step + 1 if step else 0
-        )
+        self._summary = cast(Any, import_module("torch.utils.tensorboard.summary"))
+        self._events = cast(Any, import_module("tensorboard.compat.proto.event_pb2"))
+        folder = config.run.output / "tensorboard"
+        folder.mkdir(parents=True, exist_ok=True)
+        # files are read in the order of their names, and runs can follow each other within a second
+        seconds, nanoseconds = divmod(time.time_ns(), 10**9)
+        name = f"events.out.tfevents.{seconds:010d}.{nanoseconds:09d}.{os.getpid()}"
+        self._file = (folder / name).open("xb")
+        self._records = tensorboard.RecordWriter(self._file)
+        self._write(0, file_version="brain.Event:2")
+        # events from its step on are dropped, those of the checkpoint's own step are not to be
+        log = self._events.SessionLog(status=self._events.SessionLog.START)
+        self._write(step + 1 if step else 0, session_log=log)
         rows = (f"| {name} | `{value}` |" for name, value in config_fields(config).items())
-        self._writer.add_text(
-            "config", "\n".join(["| field | value |", "| --- | --- |", *rows]), step
-        )
+        table = "\n".join(["| field | value |", "| --- | --- |", *rows])
+        self._write(step, summary=self._summary.text("config", table))
+        self._file.flush()
 
     def numbers(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()  # or a kill takes up to two minutes of curves along
+            self._write(step, summary=self._summary.scalar(name, value))
+        self._file.flush()  # or a kill takes the last curves along
 
     def picture(self, name: str, picture: UInt8[np.ndarray, "h w 3"], step: int) -> None:
-        self._writer.add_image(name, picture, step, dataformats="HWC")
-        self._writer.flush()
+        self._write(step, summary=self._summary.image(name, picture, dataformats="HWC"))
+        self._file.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        self._file.close()
+
+    def _write(self, step: int, **content: object) -> None:
+        event = self._events.Event(wall_time=time.time(), step=step, **content)
+        self._records.write(event.SerializeToString())
 
 
 class _WandB:
