@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from allosr2.data.pairs import Batch
-from allosr2.errors import AlloSR2Error, ConfigError, ModelError
+from allosr2.errors import AlloSR2Error, ConfigError, DataError, ModelError
 from allosr2.training import interrupts, loop, plan, state
 from allosr2.training.config import CodecTraining
 from allosr2.training.log import Status, append
@@ -498,7 +499,7 @@ def test_two_runs_do_not_share_a_folder(config: CodecTraining, use_stage: Use) -
 
     def again(status: Status) -> None:
         if status.step == 2:
-            with pytest.raises(ConfigError, match="another run is writing there"):
+            with pytest.raises(ConfigError, match="another run is writing into"):
                 train(config)
 
     train(config, again)
@@ -557,3 +558,21 @@ def test_a_broken_line_of_the_log_ends_it(config: CodecTraining, use_stage: Use)
     use_stage(FourNumbers())
     train(config)
     assert [line["step"] for line in log_of(config)] == [1, 2, 5, 6, 7, 8]
+
+
+def test_a_loading_process_that_dies_is_said_and_leaves_a_checkpoint(
+    config: CodecTraining, use_stage: Use
+) -> None:
+    use_stage(FourNumbers())
+    images = dataclasses.replace(config.images, workers=1)
+
+    def kill(status: Status) -> None:
+        if status.step == 3:
+            for child in psutil.Process().children():
+                child.kill()
+            time.sleep(5)  # PyTorch's error comes here, amid what has nothing to do with loading
+
+    with pytest.raises(DataError, match=r"a loading process stopped .* lower --workers"):
+        train(dataclasses.replace(config, images=images), kill)
+    names = [path.name for path in (config.run.output / "checkpoints").iterdir()]
+    assert names == ["step_00000003"]

@@ -82,6 +82,7 @@ def set_up_logging(debug: bool) -> None:
         # The libraries read these when they are first imported, and they go on to sub-processes.
         for library in ("DIFFUSERS", "TRANSFORMERS", "HF_HUB"):
             os.environ.setdefault(f"{library}_VERBOSITY", "error")
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # of PyTorch's profiler: nothing
         warnings.simplefilter("ignore")
     if (
         not errors_console().is_terminal

@@ -134,10 +134,23 @@ def batches(
         loading = iter(loader)
         processes = set(multiprocessing.active_children()) - others
     try:
-        for loaded in loading:
-            if isinstance(loaded, AlloSR2Error):
-                raise loaded
-            yield _batch(loaded, degradation, images.seed, scale, device)
+        with loading_guard():
+            for loaded in loading:
+                if isinstance(loaded, AlloSR2Error):
+                    raise loaded
+                yield _batch(loaded, degradation, images.seed, scale, device)
+    finally:
+        # ends the loading processes, but for those that hang: they do not hear its SIGTERM
+        del loading
+        for process in processes:
+            process.kill()
+
+
+@contextmanager
+def loading_guard() -> Generator[None]:
+    """Raise DataError where a loading process died: PyTorch raises its error amid whatever this one does."""
+    try:
+        yield
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
@@ -145,12 +158,6 @@ def batches(
             f"a loading process stopped ({one_line(error)}); where memory is short, lower --workers or "
             "--cache-gigabytes, or give a container more shared memory"
         ) from error
-    finally:
-        del (
-            loading
-        )  # ends the loading processes, but for those that hang, which do not hear its SIGTERM
-        for process in processes:
-            process.kill()
 
 
 def _follow_parent(_: int) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from allosr2.devices import is_out_of_memory, memory_in_use
-from allosr2.errors import AlloSR2Error, DataError, one_line
+from allosr2.errors import AlloSR2Error
 from allosr2.training.config import TrainingConfig
 from allosr2.training.log import Status, append, rewind
 
@@ -91,18 +91,4 @@ def memory_guard(config: TrainingConfig, device: torch.device) -> Generator[None
         raise AlloSR2Error(
             f"out of memory on {device}, {held:.1f} GB in use; try {advice}; to resume with another config add "
             "--allow-changes"
-        ) from error
-
-
-@contextmanager
-def loading_guard() -> Generator[None]:
-    """Raise DataError where a loading process died: PyTorch says so by an error in the midst of anything."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        raise DataError(
-            f"a loading process stopped ({one_line(error)}); where memory is short, lower --workers or "
-            "--cache-gigabytes, or give a container more shared memory"
         ) from error

@@ -9,16 +9,16 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
-from allosr2.data.pairs import Batch, batches
+from allosr2.data.pairs import Batch, batches, loading_guard
 from allosr2.data.photos import HRImages
 from allosr2.errors import AlloSR2Error, ConfigError, one_line
+from allosr2.manifest import locked
 from allosr2.training.checkpoint import load_latest
 from allosr2.training.config import AlloSR2Training, TrainingConfig
 from allosr2.training.distributed import Processes, join, leave, parts_of_batch
-from allosr2.training.guards import NonFiniteSteps, loading_guard, memory_guard
+from allosr2.training.guards import NonFiniteSteps, memory_guard
 from allosr2.training.inspection import validation_images
 from allosr2.training.interrupts import Interrupts
 from allosr2.training.log import Status
@@ -177,20 +177,12 @@ def _alone_in(folder: Path, processes: Processes) -> Generator[None]:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        raise ConfigError(
-            f"output is {folder}: another run is writing there; wait for it, or use another --output"
-        ) from error
     except OSError as error:
         raise ConfigError(
-            f"output is {folder}: it cannot be written ({one_line(error)}); choose another"
+            f"output is {folder}: it cannot be made ({one_line(error)}); choose another"
         ) from error
-    try:
+    with locked(folder):
         yield
-    finally:
-        lock.release()
 
 
 def _check_output(folder: Path) -> None:

@@ -55,6 +55,7 @@ class Watch:
         self._stage = stage
         self._writes = writes
         self._log = config.run.output / "log.jsonl"
+        self._trace = config.run.output / "trace.json.gz"
         self._validation_log = config.run.output / "validation.jsonl"
         self._batches = validation_batches(config, stage, validation, device) if self._looks else []
         self._tracker = open_tracker(config, step=step) if writes else no_tracker()
@@ -111,17 +112,17 @@ class Watch:
         """Write what is still to be written."""
         if self._profile is not None:
             self._profile.stop()
+            if not self._trace.exists():
+                logger.warning("profile is set: no trace, as the run ended before its fourth step")
         self._tracker.close()
 
     def _start_profile(self, device: torch.device) -> profile:
         activities = [ProfilerActivity.CPU]
         if device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
-        trace: Path = self._config.run.output / "trace.json.gz"
-
         def write(finished: profile) -> None:
-            finished.export_chrome_trace(str(trace))
-            logger.info("trace of the fourth to the sixth step: %s", trace)
+            finished.export_chrome_trace(str(self._trace))
+            logger.info("trace: %s", self._trace)
 
         profiler = profile(activities=activities, schedule=_PROFILED, on_trace_ready=write)
         profiler.start()
