@@ -120,6 +120,7 @@ class Watch:
         activities = [ProfilerActivity.CPU]
         if device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
+
         def write(finished: profile) -> None:
             finished.export_chrome_trace(str(self._trace))
             logger.info("trace: %s", self._trace)
