@@ -122,6 +122,7 @@ def test_two_processes_are_one_to_the_last_bit(one, small_base, photos, tmp_path
     assert len(lines) == 3
 
 
+@pytest.mark.slow
 def test_one_process_that_accumulates_is_two_that_do_and_four_that_do_not(
     small_base, photos, tmp_path
 ):
