@@ -22,7 +22,7 @@ help:
 	@echo "make test     run the tests"
 	@echo "make fuzz     read Pillow's broken test images and 10,000 damaged files (PILLOW=folder of them)"
 	@echo "make kills    kill a folder run 50 times and compare what it comes to"
-	@echo "make faults   kill training, 200 times while it writes a checkpoint; several processes against one"
+	@echo "make faults   kill training, 200 times while it writes a checkpoint, and resume"
 	@echo "make lint     check format, style, import directions and types"
 	@echo "make format   format the code and repair what ruff can repair"
 	@echo "make clean    remove what was built, but .venv"
@@ -50,7 +50,7 @@ kills: .venv/.dev
 	$(BIN)/python -m pytest -m slow tests/cli/test_kill.py --log-cli-level=INFO
 
 faults: .venv/.dev
-	$(BIN)/python -m pytest -m "slow or not slow" tests/training/test_resume.py tests/training/test_distributed.py
+	$(BIN)/python -m pytest -m "slow or not slow" tests/training/test_resume.py
 	$(BIN)/python benchmarks/faults.py
 
 lint: .venv/.dev

@@ -54,7 +54,7 @@ def results(folder: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.slow)])
 def test_kills(start, tmp_path, kills):
     """Killed at random moments of its work, it never shows part of a file, and goes on to the same files."""
     generator = random.Random(0)

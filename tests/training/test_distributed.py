@@ -76,33 +76,45 @@ def torchrun(processes: int) -> list[str]:
     return [*launcher, f"--nproc-per-node={processes}"]
 
 
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")} | {
+    "OMP_NUM_THREADS": "1"
+}
+
+
+def arguments(small_base: Path, photos: Path) -> list[str]:
+    """Train Algorithm 1 for three steps of four images."""
+    return (
+        f"train mini --base {small_base} --photos {photos} --steps 3 --batch-size 4 "
+        "--crop 32 --perceptual-weight 0 --grid-weight 0 --atm-weight 1 --rank 2 "
+        "--alpha 2 --procedural 0 --workers 0 --no-compile --precision float32 --device cpu "
+        "--t-star-pairs 4 --log-every 1 --checkpoint-every 2 --validate-every 0 --tracker none"
+    ).split()
+
+
+def logged(output: Path) -> list[dict[str, float]]:
+    """What a run logged of each step, but time and memory."""
+    lines = [json.loads(line) for line in (output / "log.jsonl").open()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "memory")} for line in lines]
+
+
 def run(
     command: Sequence[str], small_base: Path, photos: Path, output: Path, *options: str
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
     """Train with `command`, which starts Python; returns the adapters and what was logged of each step."""
-    arguments = (
-        f"train mini --base {small_base} --photos {photos} --output {output} --steps 3 --batch-size 4 "
-        "--accumulation 2 --crop 32 --perceptual-weight 0 --grid-weight 0 --atm-weight 1 --rank 2 "
-        "--alpha 2 --procedural 0 --workers 0 --no-compile --precision float32 --device cpu "
-        "--t-star-pairs 4 --log-every 1 --checkpoint-every 2 --validate-every 0 --tracker none"
-    )
+    own = ["--output", str(output), "--accumulation", "2", *options]
     done = subprocess.run(
-        [*command, "-m", "allosr2", *arguments.split(), *options],
+        [*command, "-m", "allosr2", *arguments(small_base, photos), *own],
         capture_output=True,
         text=True,
         timeout=300,
-        env={k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
-        | {"OMP_NUM_THREADS": "1"},
+        env=ENVIRONMENT,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(output / "model")]
     assert done.stderr.count("t* =") == 1
-    lines = [json.loads(line) for line in (output / "log.jsonl").open()]
     adapters = load_file(output / "model" / "pytorch_lora_weights.safetensors")
     assert any(bool(adapters[key].any()) for key in adapters if ".lora_B." in key)
-    return adapters, [
-        {k: v for k, v in line.items() if k not in ("seconds", "memory")} for line in lines
-    ]
+    return adapters, logged(output)
 
 
 @pytest.fixture(scope="module")
@@ -122,17 +134,23 @@ def test_two_processes_are_one_to_the_last_bit(one, small_base, photos, tmp_path
     assert len(lines) == 3
 
 
-@pytest.mark.slow
 def test_one_process_that_accumulates_is_two_that_do_and_four_that_do_not(
     small_base, photos, tmp_path
 ):
-    curves = []
-    for processes in (1, 2, 4):
-        start = [sys.executable] if processes == 1 else torchrun(processes)
-        output = tmp_path / str(processes)
-        curves.append(run(start, small_base, photos, output, "--accumulation", "4")[1])
-    for curve in curves[1:]:
-        for line, expected in zip(curve, curves[0], strict=True):
+    script = str(Path(__file__).with_name("forked.py"))
+    own = [*arguments(small_base, photos), "--accumulation", "4"]
+    done = subprocess.run(
+        [sys.executable, script, "1,2,4", str(tmp_path), *own],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=ENVIRONMENT,
+    )
+    assert done.returncode == 0, done.stderr
+    one, *others = (logged(tmp_path / count) for count in "124")
+    assert len(one) == 3
+    for curve in others:
+        for line, expected in zip(curve, one, strict=True):
             assert line == pytest.approx(expected, rel=1e-5)
 
 
