@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 from scipy import stats
 
+from allosr2.data.photo import Photo
 from allosr2.data.photos import HRImages, PhotoFolder
 from allosr2.data.procedural import procedural_image, scene
-from allosr2.data.sources import Photo
 from allosr2.errors import DataError, ImageError
 
 
@@ -257,7 +257,7 @@ def test_a_photograph_that_cannot_be_read_for_the_moment_stops_its_sample(
     def stale(self: Photo) -> BinaryIO:
         raise ImageError("stale") from OSError(errno.ESTALE, "Stale file handle")
 
-    monkeypatch.setattr("allosr2.data.sources._PAUSE", 0.0)
+    monkeypatch.setattr("allosr2.data.photo._PAUSE", 0.0)
     monkeypatch.setattr(Photo, "open", stale)
     with pytest.raises(DataError, match=r"\d\.png cannot be read, twice .*: Stale file handle;"):
         crops.sample(0)

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from allosr2.data.sources import Photo, Source
+from allosr2.data.photo import Photo
+from allosr2.data.sources import Source
 from allosr2.errors import DataError, ImageError
 from allosr2.imaging.io import read_rgb
 from allosr2.imaging.limits import unreadable
@@ -245,7 +246,7 @@ class Flaky(io.BytesIO):
 @pytest.fixture
 def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Photo]:
     """`failing(error, times=2)`: a photograph whose first reads fail."""
-    monkeypatch.setattr("allosr2.data.sources._PAUSE", 0.0)
+    monkeypatch.setattr("allosr2.data.photo._PAUSE", 0.0)
     (tmp_path / "a.png").write_bytes(png(0)[0])
 
     def build(error: BaseException, times: int = 2) -> Photo:
@@ -324,7 +325,7 @@ def test_what_is_damaged_is_damaged_at_once(
     def asleep(_: float) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("allosr2.data.sources.time.sleep", asleep)
+    monkeypatch.setattr("allosr2.data.photo.time.sleep", asleep)
     photo = failing(OSError(), times=0)
     if content is None:
         photo.path.unlink()

@@ -339,11 +339,11 @@ def test_running_out_of_memory_names_what_to_lower(
         train(config)
     message = str(caught.value)
     assert re.match(r"out of memory on cpu, \d+\.\d GB in use; try a smaller --crop or", message)
-    ways = [("--gradient-checkpointing", 12_340_000_000), ("--accumulation 16", 4_000_000_000)]
+    ways = [("--gradient-checkpointing", 12_340_000_000), ("--accumulation 16", 4_000_000)]
     monkeypatch.setattr(plan, "savings", lambda _: ways)
     with pytest.raises(AlloSR2Error) as caught:
         train(config)
-    assert "try --gradient-checkpointing (12.3 GB less), --accumulation 16 (4.0 GB less); " in str(
+    assert "try --gradient-checkpointing (12.3 GB less), --accumulation 16 (4 MB less); " in str(
         caught.value
     )
     assert "\n" not in str(caught.value)

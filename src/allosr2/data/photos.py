@@ -13,8 +13,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from allosr2.data.photo import Photo
 from allosr2.data.procedural import procedural_image
-from allosr2.data.sources import Photo, Source
+from allosr2.data.sources import Source
 from allosr2.errors import DataError, ImageError
 
 logger = logging.getLogger(__name__)

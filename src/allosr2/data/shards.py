@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from math import ceil
 from pathlib import Path, PurePosixPath
 
-from allosr2.data.sources import Photo, Source, members_of
+from allosr2.data.photo import Photo
+from allosr2.data.sources import Source, members_of
 from allosr2.errors import ConfigError, DataError, ImageError
 from allosr2.imaging.limits import unreadable
 from allosr2.storage import PARTIAL, clear_partials, partial_of

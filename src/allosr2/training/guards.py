@@ -84,11 +84,15 @@ def memory_guard(config: TrainingConfig, device: torch.device) -> Generator[None
             raise
         from allosr2.training.plan import savings
 
-        logger.error("out of memory on %s; working out what would help", device)
+        logger.info("out of memory on %s; working out what would help", device)
         held = memory_in_use(device) / 10**9
-        ways = [f"{option} ({saved / 10**9:.1f} GB less)" for option, saved in savings(config)]
+        ways = [f"{option} ({_size(saved)} less)" for option, saved in savings(config)]
         advice = ", ".join(ways) or "a smaller --crop or --batch-size"
         raise AlloSR2Error(
             f"out of memory on {device}, {held:.1f} GB in use; try {advice}; to resume with another config add "
             "--allow-changes"
         ) from error
+
+
+def _size(count: int) -> str:
+    return f"{count / 10**9:.1f} GB" if count >= 10**8 else f"{count / 10**6:.0f} MB"
