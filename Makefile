@@ -77,6 +77,6 @@ $(BIN)/pip:
 	@touch $@
 
 .venv/.dev: pyproject.toml constraints.txt | $(BIN)/pip
-	@echo "installing .[dev,train,quantize] into .venv"
-	@$(BIN)/python -m pip install --quiet --editable ".[dev,train,quantize]"
+	@echo "installing .[dev,train,quantize,eval] into .venv"
+	@$(BIN)/python -m pip install --quiet --editable ".[dev,train,quantize,eval]"
 	@touch $@

@@ -1,16 +1,19 @@
 """PSNR and SSIM against scikit-image and published figures; the grid detector on both kinds."""
 
 import csv
+import math
 
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from skimage import color, metrics
 from skimage import data as photographs
+from torch import Tensor
 
 from allosr2.errors import ImageError
 from allosr2.imaging.io import image_from_any, read_rgb
-from allosr2.imaging.quality import luma, periodicity, psnr_y, ssim_y
+from allosr2.imaging.quality import luma, periodicity, psnr_y, sharpness, ssim_y
 
 
 @pytest.fixture(scope="module")
@@ -164,3 +167,46 @@ def test_flat_picture_has_no_grid():
     torch.testing.assert_close(
         periodicity(torch.full((2, 3, 128, 200), 0.5)), torch.ones(2, 2).double()
     )
+
+
+def stripes(amplitude: float, *, period: int = 4, shift: int = 0) -> Tensor:
+    """Gray stripes around level 128; whole levels, so that nothing is rounded."""
+    phase = (torch.arange(64) + shift) % period < period / 2
+    return (128 / 255 + amplitude * (2.0 * phase - 1)).expand(1, 3, 64, 64)
+
+
+@pytest.mark.parametrize("factor", [0.25, 0.5, 2.0, 4.0])
+def test_sharpness_is_the_part_of_the_detail_that_is_there(factor):
+    """Detail of f times the strength scores f below 1, and 1 / f above."""
+    hr = stripes(20 / 255)
+    sr = stripes(20 * factor / 255)
+    assert sharpness(sr + 0.1, hr).item() == pytest.approx(min(factor, 1 / factor), rel=0.03)
+    assert sharpness(sr, hr).item() == pytest.approx(sharpness(hr, sr).item())
+
+
+def test_sharpness_knows_the_place_of_detail():
+    hr = stripes(20 / 255)
+    assert sharpness(stripes(20 / 255, shift=2), hr).item() == pytest.approx(-1, abs=0.03)
+    assert sharpness(stripes(20 / 255, shift=1), hr).item() == pytest.approx(0, abs=0.06)
+    assert sharpness(torch.full_like(hr, 0.5), hr).item() == pytest.approx(0)
+    assert sharpness(torch.full_like(hr, 0.5), torch.full_like(hr, 0.2)).item() == 1
+
+
+def test_sharpness_does_not_see_what_lr_can_hold():
+    """Slow waves, of 32 px, may be wrong or absent."""
+    hr = stripes(20 / 255)
+    wave = 0.1 * torch.sin(torch.arange(64) * 2 * torch.pi / 32)
+    assert sharpness(hr + wave, hr).item() == pytest.approx(1, abs=0.02)
+
+
+def test_detail_is_what_a_gaussian_takes_that_halves_an_eighth_of_a_cycle():
+    """By scipy's filter, on noise; and the filter's own response there."""
+    sigma = math.sqrt(math.log(2) / 2) / (math.pi / 8)
+    assert math.exp(-2 * (math.pi * sigma / 8) ** 2) == pytest.approx(0.5)
+    sr, hr = torch.rand(2, 1, 3, 40, 48, generator=torch.Generator().manual_seed(0))
+    of_sr, of_hr = (
+        y - ndimage.gaussian_filter(y, sigma, mode="mirror", truncate=4.2)
+        for y in (luma(image)[0, 0].numpy() for image in (sr, hr))
+    )
+    expected = (of_sr * of_hr).sum() / max((of_sr**2).sum(), (of_hr**2).sum())
+    assert sharpness(sr, hr).item() == pytest.approx(expected, abs=1e-6)

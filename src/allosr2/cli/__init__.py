@@ -12,9 +12,12 @@ from typing import Any, NoReturn
 
 import tyro
 
+from allosr2.cli.bench import Bench, bench
+from allosr2.cli.compare import Compare, compare
 from allosr2.cli.console import abandon_stdout, describe, errors_console, set_up_logging
 from allosr2.cli.data import Data, data
 from allosr2.cli.degrade import Degrade, degrade
+from allosr2.cli.evaluate import Evaluate, evaluate
 from allosr2.cli.info import Info, info
 from allosr2.cli.prepare import Prepare, prepare
 from allosr2.cli.snr import Snr, snr
@@ -30,6 +33,9 @@ _VERBS: dict[type, Callable[[Any], int]] = {
     Prepare: prepare,
     Snr: snr,
     Degrade: degrade,
+    Evaluate: evaluate,
+    Compare: compare,
+    Bench: bench,
     Info: info,
 }
 
@@ -38,7 +44,7 @@ _VERBS: dict[type, Callable[[Any], int]] = {
 class Command:
     """The whole command line."""
 
-    verb: Upscale | Train | Data | Prepare | Snr | Degrade | Info
+    verb: Upscale | Train | Data | Prepare | Snr | Degrade | Evaluate | Compare | Bench | Info
     debug: bool = False
     """Show tracebacks and the debug log. Stands before the verb."""
 

@@ -22,8 +22,10 @@ from allosr2.training.recipes import recipes
 logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
-    from allosr2.training.config import TrainingConfig as Recipe
+    from allosr2.training.config import TrainingConfig
     from allosr2.training.log import Status
+
+    Recipe = TrainingConfig
 else:
     Recipe = subcommand_type_from_defaults(
         {name: recipe() for name, recipe in recipes().items()},
@@ -72,14 +74,32 @@ def train(config: Train) -> int:
         raise ConfigError(
             f"fits is {config.fits}: it belongs to --dry-run; add that, or leave it out"
         )
-    _require_training()
+    require_training()
     from allosr2.training.distributed import started_processes
-    from allosr2.training.loop import train as run
 
     leads = started_processes().leads
-    if not leads:  # one process speaks for all; errors come from every one
-        logging.getLogger("allosr2").setLevel(logging.ERROR)
+    try:
+        with terminated_as_interrupted():
+            folder = train_with_bar(config.recipe, leads)
+    except KeyboardInterrupt:
+        if leads:
+            how = _how_to_go_on(config.recipe.run.output)
+            errors_console().print(f"allosr2: stopped; {how}")
+        return INTERRUPTED
+    if leads:
+        console().print(str(folder))
+    return 0
 
+
+def train_with_bar(config: TrainingConfig, leads: bool) -> Path:
+    """Train under a progress bar, or with a line now and then where there is no terminal; returns the model.
+
+    `leads`: whether this process speaks, where several train together; errors come from every one.
+    """
+    from allosr2.training.loop import train as run
+
+    if not leads:
+        logging.getLogger("allosr2").setLevel(logging.ERROR)
     terms = TextColumn("{task.completed}/{task.total}  {task.fields[text]}", markup=False)
     with progress_bar(terms, shown=leads) as bar:
         tasks: list[TaskID] = []
@@ -93,28 +113,17 @@ def train(config: Train) -> int:
                 text = bar_text(status, speed)
                 logger.info("step %d of %d: %s", status.step, status.steps, text)
             if not tasks:  # a resumed run starts where it was: its speed counts from there
-                name = str(config.recipe.run.output)
+                name = str(config.run.output)
                 task = bar.add_task(name, total=status.steps, completed=status.step - 1, text="")
                 tasks.append(task)
             speed = bar.tasks[0].speed
             bar.update(tasks[0], completed=status.step, text=bar_text(status, speed))
 
-        try:
-            with _terminated_as_interrupted():
-                folder = run(config.recipe, report)
-        except KeyboardInterrupt:
-            bar.stop()
-            if leads:
-                how = _how_to_go_on(config.recipe.run.output)
-                errors_console().print(f"allosr2: stopped; {how}")
-            return INTERRUPTED
-    if leads:
-        console().print(str(folder))
-    return 0
+        return run(config, report)
 
 
 @contextmanager
-def _terminated_as_interrupted() -> Generator[None]:
+def terminated_as_interrupted() -> Generator[None]:
     """Take SIGTERM, by which clusters, containers and torchrun end a process, for a Ctrl-C: state is saved."""
 
     def interrupt(*_: object) -> NoReturn:
@@ -147,7 +156,8 @@ def _how_to_go_on(output: Path) -> str:
     return "no step was saved yet"
 
 
-def _require_training() -> None:
+def require_training() -> None:
+    """Raise ConfigError if what training needs is not installed."""
     from importlib.util import find_spec
 
     if find_spec("torchvision") is None:

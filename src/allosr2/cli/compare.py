@@ -1,0 +1,175 @@
+"""`allosr2 compare`: methods side by side, in figures and in pictures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+from rich.progress import TextColumn
+
+from allosr2.cli.console import console, progress_bar
+from allosr2.cli.files import make_folder
+from allosr2.cli.measuring import Measuring, measure_into, require_evaluation, scorers_of
+from allosr2.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from allosr2.evaluation.methods import Method
+    from allosr2.evaluation.sets import SetFolder
+    from allosr2.evaluation.summary import Result
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compare:
+    """Run methods on a set of images, measure them all, and write tables, crop sheets, a plot and a page.
+
+    A method is `bicubic`, `lanczos`, `mini`, a model folder or a model on the hub; a folder of results; a file
+    of a network that spandrel reads, such as RealESRGAN_x4plus.pth; or a command, run once on all images:
+    "osediff=python test_osediff.py -i {lr} -o {sr}". `NAME=` before any of them names it in the tables.
+    What was made and measured is not made again, also after an interruption.
+    """
+
+    methods: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Methods, in the order of the tables."""
+    set: str | None = None
+    """A benchmark set: realsr, drealsr, div2k-val or reallq250. It is checked, and published figures join."""
+    folder: Path | None = None
+    """Where the set lies."""
+    lr: Path | None = None
+    """Instead of a set: a folder of LR images."""
+    hr: Path | None = None
+    """HR images by the same names."""
+    scale: int = 4
+    """How many times larger sides become, where no HR image says it."""
+    common: bool = False
+    """Compare on those images that every folder of results has; without it a missing one is an error."""
+    output: Path = Path("comparison")
+    """Folder, made if need be, for all that comes out; one inside it for each method."""
+    crops: int = 8
+    """Images on crop sheets, those that methods differ most on."""
+    pages: int = 20
+    """Images that the page shows, spread evenly over the set."""
+    measuring: Annotated[Measuring, tyro.conf.OmitArgPrefixes] = field(default_factory=Measuring)
+    """Which metrics, and how they are computed."""
+
+
+def compare(config: Compare) -> int:
+    """Run, measure, and write what came out; returns the exit code."""
+    require_evaluation()
+    from allosr2.devices import resolve_device
+    from allosr2.evaluation.comparison import write_comparison
+    from allosr2.evaluation.measure import pair_images
+    from allosr2.evaluation.methods import method_named
+    from allosr2.evaluation.results import make
+    from allosr2.evaluation.summary import Result
+    from allosr2.manifest import locked
+
+    methods = [method_named(text) for text in config.methods]
+    folders = _folders([method.name for method in methods], config.output)
+    images = _images(config, methods)
+    hr = images.hr
+    scorers, skipped = scorers_of(config.measuring, with_hr=hr is not None)
+    make_folder(config.output)
+    results: list[Result] = []
+    with locked(config.output):
+        for method in methods:
+            make_folder(folders[method.name])
+            with progress_bar(TextColumn("{task.completed}/{task.total}", markup=False)) as bar:
+                task = bar.add_task(method.name, total=len(images.lr))
+                made = make(
+                    method,
+                    images.lr,
+                    folders[method.name],
+                    scale=images.scale or config.scale,
+                    device=resolve_device(config.measuring.device),
+                    progress=lambda done, task=task, bar=bar: bar.update(task, completed=done),
+                )
+            pairs = pair_images(made.images, hr)
+            measured = measure_into(
+                folders[method.name],
+                f"{method.name}, metrics",
+                pairs,
+                scorers,
+                skipped,
+                workers=config.measuring.workers,
+                method=method.name,
+                made_by=made.note,
+                seconds=made.seconds,
+            )
+            result = Result(
+                method=method.name,
+                images=made.images,
+                measured=measured,
+                seconds=made.seconds,
+                note=made.note,
+            )
+            results.append(result)
+        written = write_comparison(
+            config.output,
+            images,
+            results,
+            by=[scorer.by for scorer in scorers],
+            crops=config.crops,
+            pages=config.pages,
+        )
+    console().print((config.output / "table.md").read_text(), end="")
+    for path in written:
+        console().print(str(path))
+    return 0
+
+
+def _folders(names: Sequence[str], output: Path) -> dict[str, Path]:
+    """A folder for each method. Raises ConfigError if two would share one, or be a method's results."""
+    folders: dict[str, Path] = {}
+    for name in names:
+        folder = output / re.sub(r"[^\w.+-]+", "-", name).strip("-.")
+        if folder in folders.values() or folder in (output, output / "crops"):
+            raise ConfigError(
+                f"method {name}: another one has this name; name each as NAME=..., such as ours={name}"
+            )
+        folders[name] = folder
+    return folders
+
+
+def _images(config: Compare, methods: Sequence[Method]) -> SetFolder:
+    """The images that methods are compared on, checked."""
+    from allosr2.evaluation.images import images_of, partners
+    from allosr2.evaluation.methods import Folder
+    from allosr2.evaluation.sets import open_pairs, open_set
+
+    if not config.methods:
+        raise ConfigError("no method is named; name one or more, such as bicubic mini")
+    if config.crops < 0 or config.pages < 1:
+        raise ConfigError(
+            f"--crops is {config.crops}, --pages is {config.pages}: use 0 or more, and 1 or more"
+        )
+    if config.set is not None:
+        if config.folder is None or config.lr is not None or config.hr is not None:
+            raise ConfigError("--set goes with --folder DIR, and without --lr and --hr")
+        images = open_set(config.set, config.folder)
+    elif config.lr is None or config.folder is not None:
+        raise ConfigError("name the images: --set NAME --folder DIR, or --lr DIR and --hr DIR")
+    else:
+        images = open_pairs(config.lr, config.hr)
+    if not config.common:
+        return images
+    held = [
+        partners(list(images.lr), images_of(method.folder))
+        for method in methods
+        if isinstance(method, Folder)
+    ]
+    names = [name for name in images.lr if all(name in of_folder for of_folder in held)]
+    if not names:
+        raise DataError("no image has a result in every folder; give results the LR images' names")
+    if len(names) == len(images.lr):
+        return images
+    # published figures are of whole sets
+    return replace(
+        images,
+        published=False,
+        lr={name: images.lr[name] for name in names},
+        hr=None if images.hr is None else {name: images.hr[name] for name in names},
+    )

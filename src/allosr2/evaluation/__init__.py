@@ -1,0 +1,1 @@
+"""How good results are: metrics, benchmark sets, comparisons, ablations, and how a trained flow runs."""

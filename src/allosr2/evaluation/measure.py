@@ -1,0 +1,220 @@
+"""Measure a folder of images: names and sizes checked, metrics computed in parallel, what is done kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from allosr2.errors import ConfigError, DataError, ImageError
+from allosr2.evaluation.images import all_partners, count, sizes_of
+from allosr2.evaluation.scorers import Scorer
+from allosr2.evaluation.summary import Measured
+from allosr2.imaging.io import image_from_any, read_image
+from allosr2.imaging.picture import rounded
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int], None]
+"""Called with how many images are done."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pair:
+    """An SR image and what it is compared with."""
+
+    sr: Path
+    hr: Path | None
+
+
+def pair_images(sr: Mapping[str, Path], hr: Mapping[str, Path] | None) -> dict[str, Pair]:
+    """SR images by name, each with its HR image, which has the same name and must have the same size.
+
+    Raises DataError for an image without a partner or of another size, and one that cannot be read.
+    """
+    if hr is None:
+        return {name: Pair(sr=path, hr=None) for name, path in sr.items()}
+    hr = all_partners(sr, hr)
+    sr_sizes, hr_sizes = sizes_of(sr), sizes_of(hr)
+    wrong = [name for name in sr if sr_sizes[name] != hr_sizes[name]]
+    if wrong:
+        (height, width), (hr_height, hr_width) = sr_sizes[wrong[0]], hr_sizes[wrong[0]]
+        raise DataError(
+            f"{sr[wrong[0]]} is {width} x {height} px, {hr[wrong[0]]} is {hr_width} x {hr_height}"
+            f"{count(wrong)}; measure results that have the size of their HR image"
+        )
+    return {name: Pair(sr=sr[name], hr=hr[name]) for name in sr}
+
+
+def measure(
+    pairs: Mapping[str, Pair],
+    scorers: Sequence[Scorer],
+    *,
+    journal: Path | None = None,
+    workers: int = 0,
+    progress: Progress = lambda _: None,
+) -> Measured:
+    """Compute metrics of every image, several images at a time, and metrics of the whole set.
+
+    A metric sees one image at a time, so that no value depends on which others there are. Images count as
+    RGB of 8 bits; that others were converted is logged.
+
+    Args:
+        pairs: what to measure.
+        scorers: the metrics; those that need an HR image need one in every pair.
+        journal: file that values are kept in as they come and taken from the next time, for the same pixels,
+            metric, library and weights; None keeps nothing.
+        workers: images at a time; 0 is one a core.
+        progress: called after each image.
+
+    Raises:
+        ImageError: for an image that cannot be read or is too small for a metric.
+        ConfigError: if the journal cannot be read or written.
+    """
+    kept = _Journal(journal)
+    of_image = [scorer for scorer in scorers if scorer.of_image is not None]
+    values: dict[str, dict[str, float]] = {}
+    converted: set[Path] = set()
+    threads = torch.get_num_threads()
+    workers = workers or threads
+    share = max(1, threads // workers)
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,))
+    try:
+        running = {
+            pool.submit(_values, pair, of_image, kept, converted): name
+            for name, pair in pairs.items()
+        }
+        for done, future in enumerate(as_completed(running), 1):
+            values[running[future]], new = future.result()
+            kept.add(new)
+            progress(done)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+    if converted:
+        logger.warning(
+            "%d images are not RGB of 8 bits (%s): 16 bits were rounded, gray repeated, opacity left out",
+            len(converted),
+            min(converted),
+        )
+    return Measured(
+        images={name: values[name] for name in pairs},
+        of_set={s.metric.name: _of_set(pairs, s, kept) for s in scorers if s.of_set is not None},
+    )
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, as far as it tells files apart: 32 digits. Raises ImageError if it cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()[:32]
+    except OSError as error:
+        raise ImageError(f"{path} cannot be read ({error.strerror}); measure again") from error
+
+
+class _Journal:
+    """Values by what they are of, in a file, a JSON line each; what a kill tore counts as nothing."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.values: dict[str, float] = {}
+        try:
+            lines = path.read_bytes().splitlines() if path is not None and path.exists() else []
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read ({error.strerror}); delete it") from error
+        for line in lines:
+            try:
+                key, value = json.loads(line)
+                self.values[str(key)] = float(value)
+            except (ValueError, TypeError):
+                continue
+
+    def add(self, new: Mapping[str, float]) -> None:
+        self.values |= new
+        if self.path is None or not new:
+            return
+        lines = "".join(f"\n{json.dumps([key, value])}" for key, value in new.items())
+        try:
+            with self.path.open("a") as stream:
+                stream.write(lines)
+        except OSError as error:
+            raise ConfigError(
+                f"{self.path} cannot be written ({error.strerror}); choose a folder with room"
+            ) from error
+
+
+def _key(scorer: Scorer, *files: str | None) -> str:
+    computed = json.dumps([scorer.metric.name, scorer.by, dict(scorer.weights), *files])
+    return hashlib.sha256(computed.encode()).hexdigest()[:32]
+
+
+def _values(
+    pair: Pair, scorers: Sequence[Scorer], kept: _Journal, converted: set[Path]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """All values of a pair by metric, and by key those that were not known."""
+    sr_digest = digest(pair.sr)
+    hr_digest = None if pair.hr is None else digest(pair.hr)
+    sr: Float[Tensor, "1 3 h w"] | None = None
+    hr: Float[Tensor, "1 3 h w"] | None = None
+    values, new = dict[str, float](), dict[str, float]()
+    for scorer in scorers:
+        needs_hr = scorer.metric.needs_hr
+        key = _key(scorer, sr_digest, hr_digest if needs_hr else None)
+        if key not in kept.values:
+            sr = _rgb(pair.sr, converted) if sr is None else sr
+            if needs_hr and hr is None:
+                assert pair.hr is not None
+                hr = _rgb(pair.hr, converted)
+            new[key] = _value(scorer, pair.sr, sr, hr)
+        values[scorer.metric.name] = new[key] if key in new else kept.values[key]
+    return values, new
+
+
+def _rgb(path: Path, converted: set[Path]) -> Float[Tensor, "1 3 h w"]:
+    picture = read_image(path)
+    color = picture.color
+    if color.dtype != np.uint8 or color.shape[2] != 3 or picture.alpha is not None:
+        converted.add(path)
+    return image_from_any(np.broadcast_to(rounded(color, np.uint8), (*color.shape[:2], 3)))
+
+
+def _value(
+    scorer: Scorer,
+    path: Path,
+    sr: Float[Tensor, "1 3 h w"],
+    hr: Float[Tensor, "1 3 h w"] | None,
+) -> float:
+    assert scorer.of_image is not None
+    height, width = sr.shape[-2:]
+    if min(height, width) < scorer.metric.least_side:
+        raise ImageError(
+            f"{path} is {width} x {height} px, {scorer.metric.title} needs sides of {scorer.metric.least_side} "
+            f"or more; leave {scorer.metric.name} out with --metrics"
+        )
+    value = scorer.of_image(sr, hr)
+    if not math.isfinite(value):
+        raise ImageError(
+            f"{path}: {scorer.metric.title} is {value}, as of a picture of one color; leave the image out, or "
+            f"{scorer.metric.name} with --metrics"
+        )
+    return value
+
+
+def _of_set(pairs: Mapping[str, Pair], scorer: Scorer, kept: _Journal) -> float:
+    assert scorer.of_set is not None
+    files = [(pair.sr, pair.hr) for pair in pairs.values()]
+    sr, hr = [sr for sr, _ in files], [hr for _, hr in files if hr is not None]
+    key = _key(scorer, *(digest(path) for path in (*sr, *hr)))
+    if key not in kept.values:
+        kept.add({key: scorer.of_set(sr, hr)})
+    return kept.values[key]

@@ -1,0 +1,81 @@
+"""The metrics that results are judged by: what each is called, what it needs, and which way it points.
+
+The paper's nine follow the field's protocol (the one that reproduces published figures): PSNR and SSIM of Y of
+YCbCr (BT.601, 16 to 235) without a border crop, LPIPS on AlexNet, MUSIQ trained on KonIQ, MANIQA on PIPAL,
+CLIPIQA (not +), FID between the two folders as clean-fid computes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metric:
+    """One metric, as tables and commands know it."""
+
+    name: str
+    """As commands name it, such as `lpips`."""
+    title: str
+    """As tables head it, such as `LPIPS`."""
+    lower_is_better: bool
+    digits: int
+    """Decimal places that tables show."""
+    needs_hr: bool
+    """Whether it compares with HR images."""
+    least_side: int = 1
+    """Pixels that an image's sides need at least."""
+    of_set: bool = False
+    """Whether it is one number of all images together, not one an image."""
+
+    @property
+    def arrow(self) -> str:
+        """Which way is better."""
+        return "↓" if self.lower_is_better else "↑"
+
+
+def _metric(
+    name: str,
+    title: str,
+    digits: int,
+    *,
+    lower: bool,
+    needs_hr: bool,
+    least_side: int = 1,
+    of_set: bool = False,
+) -> Metric:
+    return Metric(
+        name=name,
+        title=title,
+        lower_is_better=lower,
+        digits=digits,
+        needs_hr=needs_hr,
+        least_side=least_side,
+        of_set=of_set,
+    )
+
+
+_ALL = (
+    _metric("psnr", "PSNR", 2, lower=False, needs_hr=True),
+    _metric("ssim", "SSIM", 4, lower=False, needs_hr=True, least_side=11),
+    _metric("lpips", "LPIPS", 4, lower=True, needs_hr=True, least_side=64),
+    _metric("dists", "DISTS", 4, lower=True, needs_hr=True, least_side=32),
+    _metric("fid", "FID", 2, lower=True, needs_hr=True, of_set=True),
+    # a covariance over blocks of 96 px: two blocks are the least
+    _metric("niqe", "NIQE", 2, lower=True, needs_hr=False, least_side=192),
+    _metric("musiq", "MUSIQ", 2, lower=False, needs_hr=False, least_side=32),
+    _metric("maniqa", "MANIQA", 4, lower=False, needs_hr=False, least_side=224),
+    _metric("clipiqa", "CLIPIQA", 4, lower=False, needs_hr=False, least_side=32),
+    _metric("lpips-squeeze", "LPIPS (SqueezeNet)", 4, lower=True, needs_hr=True, least_side=32),
+    _metric("sharpness", "sharpness", 3, lower=False, needs_hr=True),
+    _metric("grid-8", "grid 8 px", 3, lower=True, needs_hr=False, least_side=64),
+    _metric("grid-16", "grid 16 px", 3, lower=True, needs_hr=False, least_side=128),
+)
+
+METRICS: Mapping[str, Metric] = MappingProxyType({metric.name: metric for metric in _ALL})
+"""Every metric by its name, in the order of tables: the paper's nine, then this package's own."""
+
+PAPER = tuple(METRICS)[:9]
+"""The metrics of the paper's tables."""

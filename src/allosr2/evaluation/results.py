@@ -1,0 +1,216 @@
+"""What methods make of LR images: each result made once, timed, and kept."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from allosr2.errors import ConfigError, DataError
+from allosr2.evaluation.images import images_of, partners
+from allosr2.evaluation.measure import Progress, digest
+from allosr2.evaluation.methods import Folder, Method, Network, Program
+from allosr2.imaging.io import find_images, image_from_any, read_rgb, to_array, write_image
+from allosr2.imaging.picture import Picture
+from allosr2.storage import save_text
+
+RECORD = "made.json"
+LOG = "program.log"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Made:
+    """A method's results."""
+
+    images: Mapping[str, Path]
+    """Name of each image, without its suffix, to its file."""
+    seconds: float | None = None
+    """Median seconds an image, without its files; of a program an image's share of all. None for a folder."""
+    note: str = ""
+    """What made them, in one line."""
+
+
+def make(
+    method: Method,
+    lr: Mapping[str, Path],
+    folder: Path,
+    *,
+    scale: int,
+    device: torch.device,
+    progress: Progress = lambda _: None,
+) -> Made:
+    """Results of a method for LR images, made in `folder/results` where they are not there yet.
+
+    A result is made again when its LR image or the method has changed. What a run that was stopped has made
+    is kept; a program's images all together or not at all.
+
+    Args:
+        method: what to run; a folder's results stay where they are.
+        lr: LR images by name, without suffix.
+        folder: the method's own, which exists.
+        scale: factor by which sides become larger.
+        device: where networks run.
+        progress: called with how many images are done.
+
+    Raises:
+        DataError: if a result is missing in a folder or of a program.
+        ConfigError: for a program that fails, and if results cannot be written.
+        ModelError: for a network that cannot be loaded or is of another scale.
+    """
+    match method:
+        case Folder():
+            return _found(method, lr)
+        case Network():
+            return _by_network(method, lr, folder, scale, device, progress)
+        case Program():
+            return _by_program(method, lr, folder)
+
+
+def _found(method: Folder, lr: Mapping[str, Path]) -> Made:
+    images = partners(list(lr), images_of(method.folder))
+    missing = [name for name in lr if name not in images]
+    if missing:
+        raise DataError(
+            f"{method.folder}: no result named {missing[0]} ({len(missing)} of {len(lr)} are missing); add it, "
+            "or compare with --common on the images that all have"
+        )
+    return Made(images=images, note=f"images in {method.folder}")
+
+
+def _by_network(
+    method: Network,
+    lr: Mapping[str, Path],
+    folder: Path,
+    scale: int,
+    device: torch.device,
+    progress: Progress,
+) -> Made:
+    results = folder / "results"
+    _make_folder(results)
+    by = {"by": method.note, "scale": scale, "device": device.type}
+    made = _record(folder, by)
+    digests = {name: digest(path) for name, path in lr.items()}
+    targets = {name: results / f"{name}.png" for name in lr}
+    to_do = [
+        name
+        for name in lr
+        if made.get(name, {}).get("lr") != digests[name] or not targets[name].is_file()
+    ]
+    if to_do:
+        enlarge = method.load(scale, device)
+        # the first call pays for memory and the choice of kernels
+        enlarge(image_from_any(read_rgb(lr[to_do[0]])))
+        try:
+            for done, name in enumerate(to_do, len(lr) - len(to_do)):
+                progress(done)
+                image = image_from_any(read_rgb(lr[name]))
+                started = time.perf_counter()
+                sr = enlarge(image)
+                seconds = time.perf_counter() - started
+                write_image(targets[name], Picture(color=to_array(sr)))
+                made[name] = {"lr": digests[name], "seconds": seconds}
+        finally:
+            _save(folder, by, made)
+    progress(len(lr))
+    return Made(images=targets, seconds=_median(made, lr), note=f"{method.note}, {device.type}")
+
+
+def _by_program(method: Program, lr: Mapping[str, Path], folder: Path) -> Made:
+    results = folder / "results"
+    _make_folder(results)
+    by = {"by": method.command}
+    digests = {name: digest(path) for name, path in lr.items()}
+    made = _record(folder, by)
+    images = {path.stem: path for path in find_images(results)}
+    if any(made.get(n, {}).get("lr") != digests[n] or n not in images for n in lr):
+        for path in images.values():  # of another command, or of other images
+            path.unlink()
+        seconds = _run(method, lr, results, folder / LOG)
+        made = {name: {"lr": digests[name], "seconds": seconds / len(lr)} for name in lr}
+        _save(folder, by, made)
+        images = {path.stem: path for path in find_images(results)}
+    return Made(
+        images={name: images[name] for name in lr}, seconds=_median(made, lr), note=method.command
+    )
+
+
+def _median(made: Mapping[str, Mapping[str, Any]], lr: Mapping[str, Path]) -> float:
+    seconds: list[float] = [made[name]["seconds"] for name in lr]
+    return median(seconds)
+
+
+def _run(method: Program, lr: Mapping[str, Path], results: Path, log: Path) -> float:
+    """Run a program on a folder of LR images and move what it made to `results`; returns its seconds.
+
+    Results are found by name, with whatever the program adds behind an underscore (`baby_out.png`).
+    """
+    with TemporaryDirectory(dir=results.parent) as place:
+        inputs, outputs = Path(place, "lr").absolute(), Path(place, "sr").absolute()
+        inputs.mkdir()
+        outputs.mkdir()
+        for name, path in lr.items():
+            (inputs / f"{name}{path.suffix}").symlink_to(path.resolve())
+        words = [
+            word.replace("{lr}", str(inputs)).replace("{sr}", str(outputs))
+            for word in shlex.split(method.command)
+        ]
+        started = time.perf_counter()
+        try:
+            with log.open("wb") as said:
+                code = subprocess.run(
+                    words, stdin=subprocess.DEVNULL, stdout=said, stderr=said, check=False
+                ).returncode
+        except OSError as error:
+            raise ConfigError(
+                f"method {method.name}: {words[0]} cannot be run ({error.strerror}); check the command"
+            ) from error
+        seconds = time.perf_counter() - started
+        if code:
+            raise ConfigError(
+                f"method {method.name}: its command ended with code {code}; what it said is in {log}"
+            )
+        made = find_images(outputs, recursive=True)
+        found: dict[str, Path] = {}
+        for name in lr:
+            of_name = [path for path in made if path.stem == name]
+            of_name = of_name or [path for path in made if path.stem.startswith(f"{name}_")]
+            if len(of_name) != 1:
+                raise DataError(
+                    f"method {method.name}: its command wrote {len(of_name)} images for {name} ({len(made)} in "
+                    f"all); what it said is in {log}"
+                )
+            found[name] = of_name[0]
+        for name, path in found.items():
+            path.replace(results / f"{name}{path.suffix}")
+    return seconds
+
+
+def _record(folder: Path, by: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What was made in a folder by the same method, by image; empty where that was another one."""
+    try:
+        record = json.loads((folder / RECORD).read_text())
+        return record["images"] if {name: record[name] for name in by} == by else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _save(folder: Path, by: Mapping[str, Any], made: Mapping[str, Mapping[str, Any]]) -> None:
+    save_text(folder / RECORD, json.dumps({**by, "images": made}, indent=2))
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} cannot be made ({error.strerror}); choose another --output"
+        ) from error

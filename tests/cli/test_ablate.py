@@ -1,0 +1,131 @@
+"""`allosr2 ablate`: flags to settings, errors in one line, interruption. Training in turn has its own tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from allosr2.cli import main
+from allosr2.evaluation.summary import Measured
+from allosr2.training.recipes import flux_dev_x4, mini
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    for part, size in (("lr", (8, 8)), ("hr", (32, 32))):
+        (tmp_path / "pairs" / part).mkdir(parents=True)
+        Image.new("RGB", size).save(tmp_path / "pairs" / part / "a.png")
+    return tmp_path / "pairs"
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The configs that the loop is started with; it is interrupted at once."""
+    configs = []
+
+    def run(config, report):
+        configs.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("allosr2.training.loop.train", run)
+    return configs
+
+
+def test_recipes_options_and_interruption(pairs: Path, asked, capsys) -> None:
+    assert main(["ablate", "mini", "--pairs", str(pairs)]) == 130
+    streams = capsys.readouterr()
+    assert streams.err.splitlines() == ["allosr2: stopped; run the same command again to go on"]
+    assert streams.out == ""
+    (full,) = asked
+    assert full.run.output == Path("runs/mini-ablation/full")
+    assert full.run.recipe == "mini-full"
+    assert (full.loss.fatc_weight, full.loss.atm_weight) == (1, 1)
+    assert full.images == mini().images
+    options = ["--settings", "all", "--steps", "7", "--rank", "8", "--output", "elsewhere"]
+    assert main(["ablate", "flux-dev-x4", "--pairs", str(pairs), *options]) == 130
+    config = asked[-1]
+    assert (config.run.steps, config.adapter.rank) == (7, 8)
+    assert config.run.output == Path("elsewhere/full")
+    assert config.loss == flux_dev_x4().loss
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (
+            ["--settings", "without-fact"],
+            2,
+            "settings has without-fact, which is none: use without",
+        ),
+        (["--scale", "2"], 5, "hr/a.png is 32x32, x2 of its LR image is 16x16"),
+        (["--t-star", "1.5"], 2, "t_star is 1.5"),
+        (["--pairs", "/no/pairs"], 5, "/no/pairs: no folder lr in it"),
+    ],
+)
+def test_errors_are_one_line_before_anything_is_trained(
+    pairs: Path, asked, capsys, options: list[str], code: int, words: str
+) -> None:
+    assert main(["ablate", "mini", "--pairs", str(pairs), *options]) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("allosr2: error: ")
+    assert words in line
+    assert asked == []
+
+
+def test_only_whole_recipes_of_the_method(capsys) -> None:
+    for name in ("mini-codec", "flux-dev-x4-without-atm"):
+        with pytest.raises(SystemExit):
+            main(["ablate", name, "--pairs", "pairs"])
+        assert name in capsys.readouterr().err
+
+
+def test_settings_are_trained_measured_and_written(
+    tiny_base: Path, pairs: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    measured = []
+
+    def evaluate(name: str, model: Path) -> Measured:
+        measured.append(name)
+        assert (model / "allosr2.json").is_file()
+        return Measured(images={"a": {"psnr": 20.0, "ssim": 0.5}})
+
+    monkeypatch.setattr("allosr2.cli.ablate._evaluation", lambda _: evaluate)
+    photos, output = tmp_path / "photos", tmp_path / "ablation"
+    photos.mkdir()
+    levels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(levels).save(photos / "a.png")
+    options = {
+        "pairs": pairs,
+        "photos": photos,
+        "output": output,
+        "base": tiny_base,
+        "base-precision": "float32",
+        "precision": "float32",
+        "conditioning": "None",
+        "perceptual": "None",
+        "crop": 32,
+        "workers": 0,
+        "steps": 1,
+        "batch-size": 1,
+        "accumulation": 1,
+        "rank": 2,
+        "t-star-pairs": 2,
+        "tracker": "none",
+        "validate-every": 0,
+        "device": "cpu",
+    }
+    arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    arguments += ["--no-gradient-checkpointing", "--settings", "without-atm"]
+    for _ in range(2):
+        assert main(["ablate", "flux-dev-x4", *arguments]) == 0
+        assert str(output / "ablation.json") in capsys.readouterr().out.splitlines()
+        monkeypatch.setattr("allosr2.training.loop.train", None)  # it is not needed again
+    fields = json.loads((output / "ablation.json").read_text())
+    assert measured == ["full", "without-atm"] * 2
+    assert list(fields["settings"]) == ["full", "without-atm"]
+    assert fields["settings"]["without-atm"]["differs"] == {"loss.atm_weight": 0.0}
+    assert fields["settings"]["without-atm"]["means"] == {"psnr": 20.0, "ssim": 0.5}
