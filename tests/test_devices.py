@@ -36,6 +36,19 @@ def test_first_gpu() -> None:
     assert resolve_device("cuda:0") == torch.device("cuda", 0)
 
 
+def test_a_processor_is_named_with_its_threads(monkeypatch, tmp_path) -> None:
+    listing = tmp_path / "cpuinfo"
+    listing.write_text(
+        "processor\t: 0\nmodel name\t: Fast One 3000\n\nmodel name\t: Fast One 3000\n"
+    )
+    monkeypatch.setattr(devices, "_CPU", listing)
+    threads = torch.get_num_threads()
+    assert devices.describe_device(torch.device("cpu")) == f"Fast One 3000, {threads} threads"
+    monkeypatch.setattr(devices, "_CPU", tmp_path / "absent")
+    monkeypatch.setattr(devices.platform, "processor", lambda: "")
+    assert devices.describe_device(torch.device("cpu")) == f"CPU, {threads} threads"
+
+
 # ------------------------------------------------------------------------------------------ memory
 
 GIB = 2**30

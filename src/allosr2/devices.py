@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 import psutil
 import torch
 
 from allosr2.errors import ConfigError
+
+_CPU = Path("/proc/cpuinfo")
 
 # Files of a container's memory, in bytes, in control groups of version 2, then of version 1: its limit and its
 # use; and, in its statistics, the name of cached files that make room when memory is asked for.
@@ -37,6 +40,16 @@ def resolve_device(name: str) -> torch.device:
             f"device is {name}: this machine has no such device; use auto, cpu, cuda or cuda:N"
         ) from error
     return device
+
+
+def describe_device(device: torch.device) -> str:
+    """What a device is, for tables of times: a GPU's name, or the processor's and how many threads are used."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    lines = _CPU.read_text().splitlines() if _CPU.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or "CPU"
+    return f"{name}, {torch.get_num_threads()} threads"
 
 
 def free_memory(device: torch.device) -> int:

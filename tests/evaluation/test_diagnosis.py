@@ -112,7 +112,7 @@ def test_means_and_the_exact_t_star_of_all_pairs() -> None:
 def test_factors_that_lead_past_the_path_are_left_out() -> None:
     assert factors_of(0.4)[-1] == 1.5
     assert factors_of(0.8) == [0.5, 0.625, 0.75, 0.875, 1.0, 1.125]
-    assert factors_of(0.995)[-1] == 1.0
+    assert factors_of(0.996)[-1] == 1.0
 
 
 def test_pairs_that_cannot_be_measured() -> None:

@@ -122,7 +122,7 @@ def test_metrics_of_a_set_see_all_files_in_order(pairs, tmp_path):
 
 
 def test_one_hr_image_is_enough_for_metrics_that_need_none(pairs):
-    alone = {name: Pair(sr=pair.sr, hr=None) for name, pair in pairs.items()}
+    alone = {name: Pair(sr=pair.sr) for name, pair in pairs.items()}
     measured = measure(alone, [mean_difference(metric="grid-8")], workers=1)
     assert measured.images["image2"]["grid-8"] == pytest.approx(12)
 
@@ -132,7 +132,7 @@ def test_what_is_no_rgb_of_8_bits_is_said_and_measured(tmp_path, caplog):
     levels["deep"] = np.full((64, 64, 3), 20 * 257 + 100, np.uint16)
     for name, color in levels.items():
         write_image(tmp_path / f"{name}.png", Picture(color=color))
-    alone = {name: Pair(sr=tmp_path / f"{name}.png", hr=None) for name in levels}
+    alone = {name: Pair(sr=tmp_path / f"{name}.png") for name in levels}
     with caplog.at_level(logging.WARNING):
         measured = measure(alone, [mean_difference(metric="grid-8")])
     assert [values["grid-8"] for values in measured.images.values()] == pytest.approx([20, 20])

@@ -71,7 +71,7 @@ def compare(config: Compare) -> int:
     folders = _folders([method.name for method in methods], config.output)
     images = _images(config, methods)
     hr = images.hr
-    scorers, skipped = scorers_of(config.measuring, with_hr=hr is not None)
+    scorers, skipped = scorers_of(config.measuring, hr=hr is not None, lr=True)
     make_folder(config.output)
     results: list[Result] = []
     with locked(config.output):
@@ -87,7 +87,7 @@ def compare(config: Compare) -> int:
                     device=resolve_device(config.measuring.device),
                     progress=lambda done, task=task, bar=bar: bar.update(task, completed=done),
                 )
-            pairs = pair_images(made.images, hr)
+            pairs = pair_images(made.images, hr, images.lr)
             measured = measure_into(
                 folders[method.name],
                 f"{method.name}, metrics",

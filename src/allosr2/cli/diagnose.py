@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,12 +107,12 @@ def _check(config: Diagnose) -> None:
         raise ConfigError("diagnose needs matplotlib: pip install 'allosr2[eval]'")
     if config.limit is not None and config.limit < 1:
         raise ConfigError(f"limit is {config.limit}: use 1 or more")
-    try:
-        config.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    output = config.output
+    nearest = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
         raise ConfigError(
-            f"output is {config.output}: no folder can be made there ({one_line(error)}); choose another"
-        ) from error
+            f"output is {output}: {nearest} is no folder that can be written in; choose another"
+        )
 
 
 def _spread(names: Sequence[str], limit: int | None) -> list[str]:
@@ -128,16 +129,17 @@ def _write(folder: Path, diagnosis: Diagnosis, about: dict[str, Any]) -> list[Pa
     from allosr2.evaluation.trajectory_plots import PLOTS, save_figure
     from allosr2.storage import save_text
 
-    for name, plot in PLOTS.items():
-        save_figure(folder / name, plot(diagnosis))
     versions = {name: version(name) for name in ("allosr2", "torch", "diffusers")}
     fields = about | {"versions": versions} | diagnosis.fields()
     numbers = folder / "diagnosis.json"
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, plot in PLOTS.items():
+            save_figure(folder / name, plot(diagnosis))
         save_text(numbers, json.dumps(fields, indent=2) + "\n")
     except OSError as error:
         raise ConfigError(
-            f"output is {folder}: {numbers.name} cannot be written ({one_line(error)}); choose another"
+            f"output is {folder}: it cannot be written ({one_line(error)}); choose another"
         ) from error
     return [*(folder / name for name in PLOTS), numbers]
 
@@ -160,12 +162,12 @@ def _table(config: Diagnose, diagnosis: Diagnosis) -> Table:
         "error of z_lr (RMS)": [f"{means['error_of_lr']:.4f}"],
         "arc / chord": [f"{means['detour']:.4f}"],
         "turning in all (degrees)": [f"{sum(means['turning']):.2f}"],
-        "|v(t) - v(t*)| / |v(t*)| at the end": [f"{means['velocity_change'][-1]:.4f}"],
-        "distance from FATC's target at t*": [f"{means['fatc_residual'][0]:.4f}"],
-        "t* of the model": [f"{times['of_the_model']:.4f}"],
-        "t* of the pairs, adapted encoder": [f"{times['adapted_encoder']:.4f}"],
-        "t* of the pairs, frozen encoder": [f"{times['frozen_encoder']:.4f}"],
-        "one step errs least at t* times": [f"{times['least_error_at_factor']:g}"],
+        "change of velocity at the end": [f"{means['velocity_change'][-1]:.4f}"],
+        "off FATC's target at t*": [f"{means['fatc_residual'][0]:.4f}"],
+        "t*: the model's": [f"{times['of_the_model']:.4f}"],
+        "t*: pairs, adapted encoder": [f"{times['adapted_encoder']:.4f}"],
+        "t*: pairs, frozen encoder": [f"{times['frozen_encoder']:.4f}"],
+        "one step errs least at t* x": [f"{times['least_error_at_factor']:g}"],
     }
     for _ in fields["steps"]:
         table.add_column("", justify="right")

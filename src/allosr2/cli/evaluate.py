@@ -23,14 +23,16 @@ from allosr2.cli.measuring import (
 class Evaluate:
     """Measure a folder of results as published tables do: each image, the means, and how sure these are.
 
-    Images of `--sr` and `--hr` are paired by name, whatever their suffix. Without `--hr` only the metrics that
-    need none are measured. After an interruption the same command goes on where it was.
+    Images are paired by name, whatever their suffix. Without `--hr` only the metrics that need none are
+    measured. After an interruption the same command goes on where it was.
     """
 
     sr: Path
     """Folder of results."""
     hr: Path | None = None
     """Folder of HR images."""
+    lr: Path | None = None
+    """Folder of LR images, for `color-shift`."""
     output: Path | None = None
     """Folder for `per_image.csv` and `summary.json`; by default `evaluation/` and the name of `--sr`."""
     measuring: Annotated[Measuring, OmitArgPrefixes] = field(default_factory=Measuring)
@@ -47,9 +49,9 @@ def evaluate(config: Evaluate) -> int:
     from allosr2.evaluation.metrics import METRICS
     from allosr2.evaluation.summary import interval
 
-    hr = None if config.hr is None else images_of(config.hr)
-    pairs = pair_images(images_of(config.sr), hr)
-    scorers, skipped = scorers_of(config.measuring, with_hr=hr is not None)
+    hr, lr = (None if folder is None else images_of(folder) for folder in (config.hr, config.lr))
+    pairs = pair_images(images_of(config.sr), hr, lr)
+    scorers, skipped = scorers_of(config.measuring, hr=hr is not None, lr=lr is not None)
     output = config.output or Path("evaluation", config.sr.resolve().name)
     measured = measure_into(
         output,

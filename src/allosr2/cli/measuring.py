@@ -34,7 +34,7 @@ class Measuring:
 
     metrics: tuple[str, ...] = ()
     """Metrics; by default the paper's: psnr ssim lpips dists fid niqe musiq maniqa clipiqa, then sharpness,
-    grid-8 and grid-16, and with --perceptual lpips-squeeze."""
+    color-shift, grid-8 and grid-16, and with --perceptual lpips-squeeze."""
     perceptual: Path | None = None
     """LPIPS weights on SqueezeNet 1.1 (safetensors), as for training."""
     niqe: Path | None = None
@@ -60,26 +60,35 @@ def require_evaluation() -> None:
         raise ConfigError("measuring needs pyiqa: pip install 'allosr2[eval]'")
 
 
-def scorers_of(measuring: Measuring, *, with_hr: bool) -> tuple[list[Scorer], dict[str, str]]:
+def scorers_of(measuring: Measuring, *, hr: bool, lr: bool) -> tuple[list[Scorer], dict[str, str]]:
     """The metrics that were asked for, ready, and why each of the others is skipped, which is warned of.
 
-    Raises ConfigError for a metric that does not exist or needs HR images where there are none, and
-    ModelError for weights that were named and cannot be used.
+    Args:
+        measuring: what was asked for.
+        hr: whether there are HR images.
+        lr: whether there are LR images.
+
+    Raises:
+        ConfigError: for a metric that does not exist, or compares with images that there are none of.
+        ModelError: for weights that were named and cannot be used.
     """
     from allosr2.devices import resolve_device
     from allosr2.evaluation.metrics import METRICS
     from allosr2.evaluation.scorers import check_names, load_scorers
     from allosr2.evaluation.weights import Weights
 
+    there = {None, *(["hr"] if hr else []), *(["lr"] if lr else [])}
     check_names(measuring.metrics)
     for name in measuring.metrics:
-        if METRICS[name].needs_hr and not with_hr:
-            raise ConfigError(f"metric {name} needs HR images: add --hr DIR, or leave it out")
+        against = METRICS[name].against
+        if against not in there:
+            raise ConfigError(
+                f"metric {name} compares with images of --{against}: add that, or leave it out"
+            )
     names = measuring.metrics or tuple(
         name
         for name, metric in METRICS.items()
-        if (with_hr or not metric.needs_hr)
-        and (name != "lpips-squeeze" or measuring.perceptual is not None)
+        if metric.against in there and (name != "lpips-squeeze" or measuring.perceptual is not None)
     )
     weights = Weights(
         folder=measuring.weights,

@@ -24,7 +24,7 @@ STEPS = (1, 2, 4, 8, 16)
 FACTORS = (0.5, 0.625, 0.75, 0.875, 1.0, 1.125, 1.25, 1.375, 1.5)
 """What t* is multiplied by, to see whether it lies where one step errs least."""
 LATEST = 0.995
-"""Latest time that a step is taken from: at 1 there is no signal."""
+"""Latest time beyond t* that a step is taken from: at 1 there is no signal."""
 _EQUAL = 100.0
 """PSNR of equal images in dB, so that means are finite."""
 
@@ -136,8 +136,8 @@ class Diagnosis:
 
 
 def factors_of(t_star: float) -> list[float]:
-    """Those of FACTORS that lead to times."""
-    return [factor for factor in FACTORS if factor * t_star <= LATEST]
+    """Those of FACTORS that lead to times; 1 always."""
+    return [factor for factor in FACTORS if factor <= 1 or factor * t_star <= LATEST]
 
 
 def diagnose_pair(
@@ -162,6 +162,7 @@ def diagnose_pair(
     """
     field, t_star = model.velocity, model.config.t_star
     z_lr, z_hr, z_frozen = model.codec.encode(lr), frozen.encode(hr), frozen.encode(lr)
+    adapted_power, frozen_power = (latent_power([(z, z_hr)]) for z in (z_lr, z_frozen))
     path = follow(field, z_lr, t_star, max(STEPS))
     t = z_lr.new_full((1,), t_star)
     ends = {steps: euler(field, z_lr, t, steps) for steps in STEPS[:-1]} | {STEPS[-1]: path.end}
@@ -185,8 +186,8 @@ def diagnose_pair(
         psnr_y=psnr,
         ssim_y=ssim,
         error_at=one_step_errors(field, z_lr, z_hr, at)[0].tolist(),
-        adapted=latent_power([(z_lr, z_hr)]),
-        frozen=latent_power([(z_frozen, z_hr)]),
+        adapted=adapted_power,
+        frozen=frozen_power,
     )
 
 

@@ -31,29 +31,37 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pair:
-    """An SR image and what it is compared with."""
+    """An SR image and what it can be compared with."""
 
     sr: Path
-    hr: Path | None
+    hr: Path | None = None
+    lr: Path | None = None
 
 
-def pair_images(sr: Mapping[str, Path], hr: Mapping[str, Path] | None) -> dict[str, Pair]:
-    """SR images by name, each with its HR image, which has the same name and must have the same size.
+def pair_images(
+    sr: Mapping[str, Path],
+    hr: Mapping[str, Path] | None = None,
+    lr: Mapping[str, Path] | None = None,
+) -> dict[str, Pair]:
+    """SR images by name, each with the HR and the LR image of its name.
 
-    Raises DataError for an image without a partner or of another size, and one that cannot be read.
+    Raises DataError for an image without a partner, one that cannot be read, and an HR image of another size.
     """
-    if hr is None:
-        return {name: Pair(sr=path, hr=None) for name, path in sr.items()}
-    hr = all_partners(sr, hr)
-    sr_sizes, hr_sizes = sizes_of(sr), sizes_of(hr)
-    wrong = [name for name in sr if sr_sizes[name] != hr_sizes[name]]
-    if wrong:
-        (height, width), (hr_height, hr_width) = sr_sizes[wrong[0]], hr_sizes[wrong[0]]
-        raise DataError(
-            f"{sr[wrong[0]]} is {width} x {height} px, {hr[wrong[0]]} is {hr_width} x {hr_height}"
-            f"{count(wrong)}; measure results that have the size of their HR image"
-        )
-    return {name: Pair(sr=sr[name], hr=hr[name]) for name in sr}
+    hr = None if hr is None else all_partners(sr, hr)
+    lr = None if lr is None else all_partners(sr, lr)
+    if hr is not None:
+        sr_sizes, hr_sizes = sizes_of(sr), sizes_of(hr)
+        wrong = [name for name in sr if sr_sizes[name] != hr_sizes[name]]
+        if wrong:
+            (height, width), (hr_height, hr_width) = sr_sizes[wrong[0]], hr_sizes[wrong[0]]
+            raise DataError(
+                f"{sr[wrong[0]]} is {width} x {height} px, {hr[wrong[0]]} is {hr_width} x {hr_height}"
+                f"{count(wrong)}; measure results that have the size of their HR image"
+            )
+    return {
+        name: Pair(sr=path, hr=hr[name] if hr else None, lr=lr[name] if lr else None)
+        for name, path in sr.items()
+    }
 
 
 def measure(
@@ -153,7 +161,7 @@ class _Journal:
             ) from error
 
 
-def _key(scorer: Scorer, *files: str | None) -> str:
+def _key(scorer: Scorer, *files: str) -> str:
     computed = json.dumps([scorer.metric.name, scorer.by, dict(scorer.weights), *files])
     return hashlib.sha256(computed.encode()).hexdigest()[:32]
 
@@ -162,20 +170,19 @@ def _values(
     pair: Pair, scorers: Sequence[Scorer], kept: _Journal, converted: set[Path]
 ) -> tuple[dict[str, float], dict[str, float]]:
     """All values of a pair by metric, and by key those that were not known."""
-    sr_digest = digest(pair.sr)
-    hr_digest = None if pair.hr is None else digest(pair.hr)
-    sr: Float[Tensor, "1 3 h w"] | None = None
-    hr: Float[Tensor, "1 3 h w"] | None = None
+    digests: dict[Path, str] = {}
+    images: dict[Path, Float[Tensor, "1 3 h w"]] = {}
     values, new = dict[str, float](), dict[str, float]()
     for scorer in scorers:
-        needs_hr = scorer.metric.needs_hr
-        key = _key(scorer, sr_digest, hr_digest if needs_hr else None)
+        against = {"hr": pair.hr, "lr": pair.lr, None: None}[scorer.metric.against]
+        files = (pair.sr,) if against is None else (pair.sr, against)
+        for path in files:
+            digests[path] = digests.get(path) or digest(path)
+        key = _key(scorer, *(digests[path] for path in files))
         if key not in kept.values:
-            sr = _rgb(pair.sr, converted) if sr is None else sr
-            if needs_hr and hr is None:
-                assert pair.hr is not None
-                hr = _rgb(pair.hr, converted)
-            new[key] = _value(scorer, pair.sr, sr, hr)
+            for path in files:
+                images[path] = images[path] if path in images else _rgb(path, converted)
+            new[key] = _value(scorer, pair.sr, *(images[path] for path in files))
         values[scorer.metric.name] = new[key] if key in new else kept.values[key]
     return values, new
 
@@ -192,7 +199,7 @@ def _value(
     scorer: Scorer,
     path: Path,
     sr: Float[Tensor, "1 3 h w"],
-    hr: Float[Tensor, "1 3 h w"] | None,
+    reference: Float[Tensor, "1 3 height width"] | None = None,
 ) -> float:
     assert scorer.of_image is not None
     height, width = sr.shape[-2:]
@@ -201,7 +208,7 @@ def _value(
             f"{path} is {width} x {height} px, {scorer.metric.title} needs sides of {scorer.metric.least_side} "
             f"or more; leave {scorer.metric.name} out with --metrics"
         )
-    value = scorer.of_image(sr, hr)
+    value = scorer.of_image(sr, reference)
     if not math.isfinite(value):
         raise ImageError(
             f"{path}: {scorer.metric.title} is {value}, as of a picture of one color; leave the image out, or "

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,8 +24,8 @@ class Metric:
     lower_is_better: bool
     digits: int
     """Decimal places that tables show."""
-    needs_hr: bool
-    """Whether it compares with HR images."""
+    against: Literal["hr", "lr"] | None
+    """What it compares results with; None if with nothing."""
     least_side: int = 1
     """Pixels that an image's sides need at least."""
     of_set: bool = False
@@ -42,7 +43,7 @@ def _metric(
     digits: int,
     *,
     lower: bool,
-    needs_hr: bool,
+    against: Literal["hr", "lr"] | None = "hr",
     least_side: int = 1,
     of_set: bool = False,
 ) -> Metric:
@@ -51,27 +52,28 @@ def _metric(
         title=title,
         lower_is_better=lower,
         digits=digits,
-        needs_hr=needs_hr,
+        against=against,
         least_side=least_side,
         of_set=of_set,
     )
 
 
 _ALL = (
-    _metric("psnr", "PSNR", 2, lower=False, needs_hr=True),
-    _metric("ssim", "SSIM", 4, lower=False, needs_hr=True, least_side=11),
-    _metric("lpips", "LPIPS", 4, lower=True, needs_hr=True, least_side=64),
-    _metric("dists", "DISTS", 4, lower=True, needs_hr=True, least_side=32),
-    _metric("fid", "FID", 2, lower=True, needs_hr=True, of_set=True),
+    _metric("psnr", "PSNR", 2, lower=False),
+    _metric("ssim", "SSIM", 4, lower=False, least_side=11),
+    _metric("lpips", "LPIPS", 4, lower=True, least_side=64),
+    _metric("dists", "DISTS", 4, lower=True, least_side=32),
+    _metric("fid", "FID", 2, lower=True, of_set=True),
     # a covariance over blocks of 96 px: two blocks are the least
-    _metric("niqe", "NIQE", 2, lower=True, needs_hr=False, least_side=192),
-    _metric("musiq", "MUSIQ", 2, lower=False, needs_hr=False, least_side=32),
-    _metric("maniqa", "MANIQA", 4, lower=False, needs_hr=False, least_side=224),
-    _metric("clipiqa", "CLIPIQA", 4, lower=False, needs_hr=False, least_side=32),
-    _metric("lpips-squeeze", "LPIPS (SqueezeNet)", 4, lower=True, needs_hr=True, least_side=32),
-    _metric("sharpness", "sharpness", 3, lower=False, needs_hr=True),
-    _metric("grid-8", "grid 8 px", 3, lower=True, needs_hr=False, least_side=64),
-    _metric("grid-16", "grid 16 px", 3, lower=True, needs_hr=False, least_side=128),
+    _metric("niqe", "NIQE", 2, lower=True, against=None, least_side=192),
+    _metric("musiq", "MUSIQ", 2, lower=False, against=None, least_side=32),
+    _metric("maniqa", "MANIQA", 4, lower=False, against=None, least_side=224),
+    _metric("clipiqa", "CLIPIQA", 4, lower=False, against=None, least_side=32),
+    _metric("lpips-squeeze", "LPIPS (SqueezeNet)", 4, lower=True, least_side=32),
+    _metric("sharpness", "sharpness", 3, lower=False),
+    _metric("color-shift", "color shift /255", 3, lower=True, against="lr"),
+    _metric("grid-8", "grid 8 px", 3, lower=True, against=None, least_side=64),
+    _metric("grid-16", "grid 16 px", 3, lower=True, against=None, least_side=128),
 )
 
 METRICS: Mapping[str, Metric] = MappingProxyType({metric.name: metric for metric in _ALL})

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from allosr2.devices import describe_device
 from allosr2.errors import ConfigError, DataError
 from allosr2.evaluation.images import images_of, partners
 from allosr2.evaluation.measure import Progress, digest
@@ -121,7 +122,9 @@ def _by_network(
         finally:
             _save(folder, by, made)
     progress(len(lr))
-    return Made(images=targets, seconds=_median(made, lr), note=f"{method.note}, {device.type}")
+    return Made(
+        images=targets, seconds=_median(made, lr), note=f"{method.note}, {describe_device(device)}"
+    )
 
 
 def _by_program(method: Program, lr: Mapping[str, Path], folder: Path) -> Made:

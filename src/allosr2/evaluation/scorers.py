@@ -1,4 +1,4 @@
-"""Metrics ready to be computed: each a function of an SR image and its HR, with what computes it."""
+"""Metrics ready to be computed: functions of an SR image and what it is compared with, and what computes them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import numpy as np
 import pyiqa
 import scipy.io
 import torch
+from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
@@ -58,7 +59,8 @@ class Scorer:
     weights: Mapping[str, str] = field(default_factory=dict[str, str])
     """SHA-256 of each file that it is computed with, by name."""
     of_image: OfImage | None = None
-    """From an image and its HR; may be called from several threads. None for a metric of a set."""
+    """From an image and the one of its metric's `against`; may be called from several threads. None for a
+    metric of a set."""
     of_set: OfSet | None = None
     """From the files of all SR and of all HR images."""
 
@@ -124,6 +126,8 @@ def _own(metric: Metric, weights: Weights, device: torch.device) -> OfImage:
     match metric.name:
         case "sharpness":
             return lambda sr, hr: float(sharpness(sr, _given(hr)))
+        case "color-shift":
+            return lambda sr, lr: 255 * float((_channels(sr) - _channels(_given(lr))).abs().mean())
         case "grid-8":
             return lambda sr, _: float(periodicity(sr, (8,)))
         case "grid-16":
@@ -146,21 +150,26 @@ def _of_network(metric: Metric, network: Network, device: torch.device) -> OfIma
     # MANIQA's network keeps what its layers give in one list until it is used
     alone = Lock() if metric.name == "maniqa" else nullcontext()
 
-    def of_image(sr: Image, hr: Image | None) -> float:
-        images = (sr, _given(hr)) if metric.needs_hr else (sr,)
+    def of_image(sr: Image, reference: Image | None) -> float:
+        images = (sr, _given(reference)) if metric.against else (sr,)
         with torch.inference_mode(), alone:
             return float(network(*(image.to(device) for image in images)))
 
     return of_image
 
 
+def _channels(image: Image) -> Float[Tensor, " 3"]:
+    """Means of R, G and B."""
+    return reduce(image.double(), "1 c h w -> c", "mean")
+
+
 def _lpips_squeeze(weights: Weights, device: torch.device) -> OfImage:
     assert weights.perceptual is not None
     lpips = LPIPS.from_file(weights.perceptual).to(device)
 
-    def of_image(sr: Image, hr: Image | None) -> float:
+    def of_image(sr: Image, reference: Image | None) -> float:
         with torch.inference_mode():
-            return float(lpips(sr.to(device), _given(hr).to(device)))
+            return float(lpips(sr.to(device), _given(reference).to(device)))
 
     return of_image
 
@@ -173,9 +182,9 @@ def _fid(network: Network) -> OfSet:
     return of_set
 
 
-def _given(hr: Image | None) -> Image:
-    assert hr is not None
-    return hr
+def _given(reference: Image | None) -> Image:
+    assert reference is not None
+    return reference
 
 
 def _niqe_parameters(path: Path) -> io.BytesIO:
