@@ -86,6 +86,14 @@ def test_errors_are_one_line_before_anything_is_trained(
     assert asked == []
 
 
+def test_several_processes_are_refused(pairs: Path, asked, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["ablate", "mini", "--pairs", str(pairs)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "WORLD_SIZE is 2: settings are trained one after the other by one process" in line
+    assert asked == []
+
+
 def test_only_whole_recipes_of_the_method(capsys) -> None:
     for name in ("mini-codec", "flux-dev-x4-without-atm"):
         with pytest.raises(SystemExit):

@@ -179,11 +179,6 @@ def test_settings_of_other_weights_are_told_apart(recipe: AlloSR2Training) -> No
         train_settings(recipe, NAMES[:2], Training())
 
 
-def test_a_process_that_does_not_lead_writes_nothing(recipe: AlloSR2Training) -> None:
-    train_settings(recipe, NAMES[:1], Training(), leads=False)
-    assert not (recipe.run.output / "full" / DONE).exists()
-
-
 def test_what_was_measured_is_recorded_with_what_differs(recipe: AlloSR2Training) -> None:
     settings = train_settings(recipe, NAMES, Training())
     asked: list[tuple[str, Path]] = []

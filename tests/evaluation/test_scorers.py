@@ -189,12 +189,20 @@ def test_weights_are_named_by_their_hash(weights):
     assert scorer("psnr", weights).weights == {}
 
 
+def test_the_color_shift_is_of_the_channels_means(photograph, weights):
+    """Red 3 levels up and blue 6 down, of a smaller LR image."""
+    lr = torch.full((1, 3, 8, 8), 0.5)
+    sr = lr.repeat(1, 1, 4, 4) + torch.tensor([3.0, 0.0, -6.0]).view(1, 3, 1, 1) / 255
+    assert score(scorer("color-shift", weights), sr, lr) == pytest.approx(3, abs=1e-4)
+    assert METRICS["color-shift"].against == "lr"
+
+
 def test_what_lacks_weights_is_skipped_by_name(tmp_path):
     scorers, skipped = load_scorers(PAPER, Weights(folder=tmp_path, offline=True), CPU)
     assert [made.metric.name for made in scorers] == ["psnr", "ssim"]
     assert list(skipped) == ["lpips", "dists", "fid", "niqe", "musiq", "maniqa", "clipiqa"]
-    assert "alexnet-owt-7be5be79.pth is absent" in skipped["lpips"]
-    assert "RN50.pt" in skipped["clipiqa"]
+    assert skipped["lpips"] == "its weights are absent (checkpoints/alexnet-owt-7be5be79.pth)"
+    assert skipped["clipiqa"] == "its weights are absent (clip/RN50.pt)"
 
 
 def test_a_broken_file_of_weights_is_skipped_by_name(tmp_path):
@@ -287,7 +295,6 @@ def test_fid_of_folders(tmp_path, photograph, inception):
     assert made.of_set(files["sr"], files["hr"]) == pytest.approx(expected, rel=1e-2)
 
 
-@pytest.mark.slow
 def test_musiq_with_weights_that_stand_in(tmp_path, photograph):
     network = pyiqa.create_metric("musiq", device=CPU, pretrained=False)
     (tmp_path / "pyiqa").mkdir()

@@ -75,18 +75,20 @@ def ablate(config: Ablate) -> int:
     from allosr2.evaluation.ablation_run import measure_settings, train_settings
     from allosr2.training.distributed import started_processes
 
-    leads = started_processes().leads
+    count = started_processes().count
+    if count > 1:
+        raise ConfigError(
+            f"WORLD_SIZE is {count}: settings are trained one after the other by one process; start it "
+            "without torchrun"
+        )
     try:
         with terminated_as_interrupted():
             settings = train_settings(
-                config.recipe, names, lambda setting: train_with_bar(setting, leads), leads=leads
+                config.recipe, names, lambda setting: train_with_bar(setting, leads=True)
             )
-            if not leads:
-                return 0
             ablation = measure_settings(settings, _evaluation(config))
     except KeyboardInterrupt:
-        if leads:
-            errors_console().print("allosr2: stopped; run the same command again to go on")
+        errors_console().print("allosr2: stopped; run the same command again to go on")
         return INTERRUPTED
     for path in _write(config.recipe.run.output, ablation):
         console().print(str(path))

@@ -62,15 +62,18 @@ def compare(config: Compare) -> int:
     from allosr2.devices import resolve_device
     from allosr2.evaluation.comparison import write_comparison
     from allosr2.evaluation.measure import pair_images
-    from allosr2.evaluation.methods import method_named
-    from allosr2.evaluation.results import make
+    from allosr2.evaluation.methods import Folder, method_named
+    from allosr2.evaluation.results import found, make
     from allosr2.evaluation.summary import Result
     from allosr2.manifest import locked
 
     methods = [method_named(text) for text in config.methods]
-    folders = _folders([method.name for method in methods], config.output)
+    folders = _folders(methods, config.output)
     images = _images(config, methods)
-    hr = images.hr
+    hr, scale = images.hr, images.scale or config.scale
+    for method in methods:
+        if isinstance(method, Folder):  # before others are run for hours
+            found(method, images.lr, scale)
     scorers, skipped = scorers_of(config.measuring, hr=hr is not None, lr=True)
     make_folder(config.output)
     results: list[Result] = []
@@ -83,7 +86,7 @@ def compare(config: Compare) -> int:
                     method,
                     images.lr,
                     folders[method.name],
-                    scale=images.scale or config.scale,
+                    scale=scale,
                     device=resolve_device(config.measuring.device),
                     progress=lambda done, task=task, bar=bar: bar.update(task, completed=done),
                 )
@@ -121,15 +124,22 @@ def compare(config: Compare) -> int:
     return 0
 
 
-def _folders(names: Sequence[str], output: Path) -> dict[str, Path]:
-    """A folder for each method. Raises ConfigError if two would share one, or be a method's results."""
+def _folders(methods: Sequence[Method], output: Path) -> dict[str, Path]:
+    """A folder for each method. Raises ConfigError if one is taken: by another, by results, by what is written."""
+    from allosr2.evaluation.comparison import WRITTEN
+    from allosr2.evaluation.methods import Folder
+
+    taken = {output / name for name in ("", *WRITTEN)}
+    results = {m.folder.resolve() for m in methods if isinstance(m, Folder)}
     folders: dict[str, Path] = {}
-    for name in names:
+    for name in (method.name for method in methods):
         folder = output / re.sub(r"[^\w.+-]+", "-", name).strip("-.")
-        if folder in folders.values() or folder in (output, output / "crops"):
+        if folder in taken or folder.resolve() in results:
+            what = "results" if folder.resolve() in results else "something else"
             raise ConfigError(
-                f"method {name}: another one has this name; name each as NAME=..., such as ours={name}"
+                f"method {name}: {folder} is for {what}; name it otherwise as NAME=..., such as ours={name}"
             )
+        taken.add(folder)
         folders[name] = folder
     return folders
 
@@ -142,9 +152,10 @@ def _images(config: Compare, methods: Sequence[Method]) -> SetFolder:
 
     if not config.methods:
         raise ConfigError("no method is named; name one or more, such as bicubic mini")
-    if config.crops < 0 or config.pages < 1:
+    if config.crops < 0 or config.pages < 1 or config.scale < 1:
         raise ConfigError(
-            f"--crops is {config.crops}, --pages is {config.pages}: use 0 or more, and 1 or more"
+            f"--crops is {config.crops}, --pages is {config.pages}, --scale is {config.scale}: "
+            "use 0 or more, and for pages and the scale 1 or more"
         )
     if config.set is not None:
         if config.folder is None or config.lr is not None or config.hr is not None:

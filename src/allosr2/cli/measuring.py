@@ -99,6 +99,10 @@ def scorers_of(measuring: Measuring, *, hr: bool, lr: bool) -> tuple[list[Scorer
     scorers, skipped = load_scorers(names, weights, resolve_device(measuring.device))
     for name, reason in skipped.items():
         logger.warning("%s is skipped: %s", METRICS[name].title, reason)
+    if skipped and measuring.offline:
+        logger.warning(
+            "absent weights are looked for in %s, and fetched without --offline", weights.place
+        )
     if not scorers:
         raise ConfigError("no metric is left; name others with --metrics, or give their weights")
     return scorers, skipped

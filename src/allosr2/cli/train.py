@@ -80,7 +80,7 @@ def train(config: Train) -> int:
     leads = started_processes().leads
     try:
         with terminated_as_interrupted():
-            folder = train_with_bar(config.recipe, leads)
+            folder = train_with_bar(config.recipe, leads=leads)
     except KeyboardInterrupt:
         if leads:
             how = _how_to_go_on(config.recipe.run.output)
@@ -91,7 +91,7 @@ def train(config: Train) -> int:
     return 0
 
 
-def train_with_bar(config: TrainingConfig, leads: bool) -> Path:
+def train_with_bar(config: TrainingConfig, *, leads: bool) -> Path:
     """Train under a progress bar, or with a line now and then where there is no terminal; returns the model.
 
     `leads`: whether this process speaks, where several train together; errors come from every one.

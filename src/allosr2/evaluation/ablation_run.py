@@ -86,8 +86,6 @@ def train_settings(
     recipe: AlloSR2Training,
     names: Sequence[str],
     train: Callable[[AlloSR2Training], Path],
-    *,
-    leads: bool = True,
 ) -> list[Trained]:
     """Train settings, the full method first, in folders of their names below the recipe's output.
 
@@ -98,7 +96,6 @@ def train_settings(
         recipe: what the full method is made of; `run.output` holds the settings' folders.
         names: of settings, `full` first, as `named_settings` gives them.
         train: trains a config to its end and returns the model's folder, as `allosr2.training.loop.train`.
-        leads: whether this process writes, where several train together.
 
     Raises:
         ConfigError: for a t* that a setting moves out of range, before that setting or any after the full
@@ -106,11 +103,11 @@ def train_settings(
         AlloSR2Error: as `train`.
     """
     output = recipe.run.output
-    full = _trained(FULL, setting(recipe, FULL, output, None), train, leads=leads)
+    full = _trained(FULL, setting(recipe, FULL, output, None), train)
     configs = {name: setting(recipe, name, output, full.t_star) for name in names[1:]}
     settings = [full]
     for name, config in configs.items():
-        trained = _trained(name, config, train, leads=leads)
+        trained = _trained(name, config, train)
         others = [
             what
             for what, mark in full.fingerprints.items()
@@ -147,8 +144,6 @@ def _trained(
     name: str,
     config: AlloSR2Training,
     train: Callable[[AlloSR2Training], Path],
-    *,
-    leads: bool,
 ) -> Trained:
     output, model = config.run.output, config.run.output / "model"
     fingerprints = _fingerprints_if_done(config)
@@ -156,9 +151,8 @@ def _trained(
         model = train(config)
         last = checkpoints(output / "checkpoints")[-1]
         fingerprints = json.loads((last / "state.json").read_text())["fingerprints"]
-        if leads:
-            fields = {"config": config_fields(config), "fingerprints": fingerprints}
-            save_text(output / DONE, json.dumps(fields, indent=2) + "\n")
+        fields = {"config": config_fields(config), "fingerprints": fingerprints}
+        save_text(output / DONE, json.dumps(fields, indent=2) + "\n")
     return Trained(
         name=name,
         config=config,

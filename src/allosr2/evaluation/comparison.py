@@ -22,6 +22,9 @@ from allosr2.imaging.picture import Picture
 from allosr2.imaging.resize import resize
 from allosr2.storage import save_text
 
+WRITTEN = ("report.html", "table.md", "table.tex", "crops", "perception_distortion.png")
+"""What a comparison is written to."""
+
 _TELLING = ("lpips", "lpips-squeeze", "dists", "ssim", "psnr", "niqe", "sharpness")
 """Metrics by which images are chosen on which methods differ, the first that there is."""
 
@@ -56,7 +59,7 @@ def write_comparison(
     figures = table(results, set_name, notes=[f"Measured by {', '.join(dict.fromkeys(by))}."])
     made = [f"{result.method}: {result.note}." for result in results if result.note]
     noted = replace(figures, notes=(*figures.notes, *made))  # the page lists them itself
-    written = [output / name for name in ("report.html", "table.md", "table.tex")]
+    written = [output / name for name in WRITTEN[:3]]
     try:
         save_text(written[1], noted.markdown() + "\n")
         save_text(written[2], noted.latex() + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -28,7 +29,8 @@ Enlarge = Callable[[Float[Tensor, "1 3 h w"]], Float[Tensor, "1 3 height width"]
 INTERPOLATIONS = ("bicubic", "lanczos")
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-_NAMED = re.compile(r"(?P<name>[^=/{}]+)=(?P<value>.+)", re.DOTALL)
+# no command begins with a folder: `program --lr={lr}` has no name
+_NAMED = re.compile(r"(?P<name>[^=/{}]+)=(?P<value>[^{].*)", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,24 +80,33 @@ def method_named(text: str) -> Method:
     """
     named = _NAMED.fullmatch(text)
     what = named["value"] if named else text
-    path = Path(what).expanduser()
-    name = named["name"] if named else _name_of(what, path)
     if "{lr}" in what or "{sr}" in what:
         if not named or "{lr}" not in what or "{sr}" not in what:
             raise ConfigError(
                 f"method {text!r}: a command is named and takes both folders, "
                 '"NAME=program -i {lr} -o {sr}"'
             )
-        return Program(name=name, command=what)
+        try:
+            shlex.split(what)
+        except ValueError as error:
+            raise ConfigError(
+                f"method {text!r}: {one_line(error)}; close its quotation marks"
+            ) from error
+        return Program(name=named["name"], command=what)
+    path = Path(what).expanduser()
+    name = named["name"] if named else _name_of(what, path)
     if what in INTERPOLATIONS:
         return Network(
             name=name, note=f"{what}, allosr2 {version('allosr2')}", load=_interpolation(what)
         )
+    if what == EMBEDDED:
+        return _model(name, what)
     if path.is_file():
         return _spandrel(name, path)
-    if path.is_dir() and not (path / CONFIG_NAME).is_file():
-        return Folder(name=name, folder=path)
-    if path.is_dir() or what == EMBEDDED or _HUB_ID.fullmatch(what):
+    if path.is_dir():
+        is_model = (path / CONFIG_NAME).is_file()
+        return _model(name, path) if is_model else Folder(name=name, folder=path)
+    if _HUB_ID.fullmatch(what):
         return _model(name, what)
     raise ConfigError(
         f"method {text!r}: no such file or folder; name one, {', '.join(INTERPOLATIONS)}, {EMBEDDED}, a model "
@@ -104,7 +115,9 @@ def method_named(text: str) -> Method:
 
 
 def _name_of(what: str, path: Path) -> str:
-    return path.stem if path.is_file() else path.name or what
+    if what in INTERPOLATIONS:
+        return what
+    return path.stem if path.is_file() else path.name or path.resolve().name
 
 
 def _interpolation(kind: str) -> Callable[[int, torch.device], Enlarge]:
@@ -130,7 +143,7 @@ def _interpolation(kind: str) -> Callable[[int, torch.device], Enlarge]:
     return bicubic if kind == "bicubic" else lanczos
 
 
-def _model(name: str, source: str) -> Network:
+def _model(name: str, source: str | Path) -> Network:
     folder = model_folder(source)
     config = ModelConfig.read(folder)
     sha256 = hashlib.sha256()
@@ -162,7 +175,10 @@ def _spandrel(name: str, path: Path) -> Network:
                 f"{path}: no network that spandrel knows ({one_line(error)}); name weights as published"
             ) from error
         if not isinstance(network, spandrel.ImageModelDescriptor) or network.input_channels != 3:
-            raise ModelError(f"{path}: a {network.architecture.name} does not enlarge RGB images")
+            raise ModelError(
+                f"{path}: a {network.architecture.name} does not enlarge RGB images; "
+                "name another file"
+            )
         if network.scale != scale:
             raise ModelError(
                 f"{path}: enlarges by {network.scale}, the images are of scale {scale}; name another file"

@@ -6,7 +6,7 @@ import json
 import shlex
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from allosr2.devices import describe_device
-from allosr2.errors import ConfigError, DataError
-from allosr2.evaluation.images import images_of, partners
+from allosr2.errors import ConfigError, DataError, ImageError
+from allosr2.evaluation.images import count, images_of, partners, sizes_of
 from allosr2.evaluation.measure import Progress, digest
 from allosr2.evaluation.methods import Folder, Method, Network, Program
 from allosr2.imaging.io import find_images, image_from_any, read_rgb, to_array, write_image
@@ -63,20 +63,21 @@ def make(
         progress: called with how many images are done.
 
     Raises:
-        DataError: if a result is missing in a folder or of a program.
+        DataError: if a result is missing in a folder or of a program, or has another size.
         ConfigError: for a program that fails, and if results cannot be written.
         ModelError: for a network that cannot be loaded or is of another scale.
     """
     match method:
         case Folder():
-            return _found(method, lr)
+            return found(method, lr, scale)
         case Network():
             return _by_network(method, lr, folder, scale, device, progress)
         case Program():
-            return _by_program(method, lr, folder)
+            return _by_program(method, lr, folder, scale)
 
 
-def _found(method: Folder, lr: Mapping[str, Path]) -> Made:
+def found(method: Folder, lr: Mapping[str, Path], scale: int) -> Made:
+    """A folder's results for LR images. Raises DataError if one is missing or is not `scale` times as large."""
     images = partners(list(lr), images_of(method.folder))
     missing = [name for name in lr if name not in images]
     if missing:
@@ -84,6 +85,7 @@ def _found(method: Folder, lr: Mapping[str, Path]) -> Made:
             f"{method.folder}: no result named {missing[0]} ({len(missing)} of {len(lr)} are missing); add it, "
             "or compare with --common on the images that all have"
         )
+    _check_sizes(images, lr, scale)
     return Made(images=images, note=f"images in {method.folder}")
 
 
@@ -98,8 +100,8 @@ def _by_network(
     results = folder / "results"
     _make_folder(results)
     by = {"by": method.note, "scale": scale, "device": device.type}
-    made = _record(folder, by)
     digests = {name: digest(path) for name, path in lr.items()}
+    made = _record(folder, by)
     targets = {name: results / f"{name}.png" for name in lr}
     to_do = [
         name
@@ -108,18 +110,19 @@ def _by_network(
     ]
     if to_do:
         enlarge = method.load(scale, device)
+        # what is replaced belongs to nothing until it is made: a kill must not leave it to a former method
+        made = {name: entry for name, entry in made.items() if name not in to_do}
+        _save(folder, by, made)
         # the first call pays for memory and the choice of kernels
         enlarge(image_from_any(read_rgb(lr[to_do[0]])))
-        try:
-            for done, name in enumerate(to_do, len(lr) - len(to_do)):
-                progress(done)
-                image = image_from_any(read_rgb(lr[name]))
-                started = time.perf_counter()
-                sr = enlarge(image)
-                seconds = time.perf_counter() - started
-                write_image(targets[name], Picture(color=to_array(sr)))
-                made[name] = {"lr": digests[name], "seconds": seconds}
-        finally:
+        for done, name in enumerate(to_do, len(lr) - len(to_do)):
+            progress(done)
+            image = image_from_any(read_rgb(lr[name]))
+            started = time.perf_counter()
+            sr = enlarge(image)
+            seconds = time.perf_counter() - started
+            write_image(targets[name], Picture(color=to_array(sr)))
+            made[name] = {"lr": digests[name], "seconds": seconds}
             _save(folder, by, made)
     progress(len(lr))
     return Made(
@@ -127,7 +130,7 @@ def _by_network(
     )
 
 
-def _by_program(method: Program, lr: Mapping[str, Path], folder: Path) -> Made:
+def _by_program(method: Program, lr: Mapping[str, Path], folder: Path, scale: int) -> Made:
     results = folder / "results"
     _make_folder(results)
     by = {"by": method.command}
@@ -135,9 +138,10 @@ def _by_program(method: Program, lr: Mapping[str, Path], folder: Path) -> Made:
     made = _record(folder, by)
     images = {path.stem: path for path in find_images(results)}
     if any(made.get(n, {}).get("lr") != digests[n] or n not in images for n in lr):
+        _save(folder, by, {})
         for path in images.values():  # of another command, or of other images
             path.unlink()
-        seconds = _run(method, lr, results, folder / LOG)
+        seconds = _run(method, lr, scale, results, folder / LOG)
         made = {name: {"lr": digests[name], "seconds": seconds / len(lr)} for name in lr}
         _save(folder, by, made)
         images = {path.stem: path for path in find_images(results)}
@@ -151,11 +155,8 @@ def _median(made: Mapping[str, Mapping[str, Any]], lr: Mapping[str, Path]) -> fl
     return median(seconds)
 
 
-def _run(method: Program, lr: Mapping[str, Path], results: Path, log: Path) -> float:
-    """Run a program on a folder of LR images and move what it made to `results`; returns its seconds.
-
-    Results are found by name, with whatever the program adds behind an underscore (`baby_out.png`).
-    """
+def _run(method: Program, lr: Mapping[str, Path], scale: int, results: Path, log: Path) -> float:
+    """Run a program on a folder of LR images and move what it made to `results`; returns its seconds."""
     with TemporaryDirectory(dir=results.parent) as place:
         inputs, outputs = Path(place, "lr").absolute(), Path(place, "sr").absolute()
         inputs.mkdir()
@@ -181,20 +182,51 @@ def _run(method: Program, lr: Mapping[str, Path], results: Path, log: Path) -> f
             raise ConfigError(
                 f"method {method.name}: its command ended with code {code}; what it said is in {log}"
             )
-        made = find_images(outputs, recursive=True)
-        found: dict[str, Path] = {}
-        for name in lr:
-            of_name = [path for path in made if path.stem == name]
-            of_name = of_name or [path for path in made if path.stem.startswith(f"{name}_")]
-            if len(of_name) != 1:
-                raise DataError(
-                    f"method {method.name}: its command wrote {len(of_name)} images for {name} ({len(made)} in "
-                    f"all); what it said is in {log}"
-                )
-            found[name] = of_name[0]
-        for name, path in found.items():
+        try:
+            written = _by_name(find_images(outputs, recursive=True), list(lr))
+            _check_sizes(written, lr, scale)
+        except (DataError, ImageError) as error:
+            raise DataError(
+                f"method {method.name}: {error}; what its command said is in {log}"
+            ) from error
+        for name, path in written.items():
             path.replace(results / f"{name}{path.suffix}")
     return seconds
+
+
+def _by_name(written: Sequence[Path], names: Sequence[str]) -> dict[str, Path]:
+    """What a program wrote for each name: files called so, or so with an addition such as `baby_out.png`.
+
+    Raises DataError for a name with none, or with several.
+    """
+    longest_first = sorted(names, key=len, reverse=True)
+    by_name: dict[str, Path] = {}
+    for name in names:
+        of_name = [path for path in written if path.stem == name]
+        of_name = of_name or [
+            path
+            for path in written
+            if next((n for n in longest_first if f"{path.stem}_".startswith(f"{n}_")), "") == name
+        ]
+        if len(of_name) != 1:
+            raise DataError(
+                f"{len(of_name)} images were written for {name}, {len(written)} in all, one is due"
+            )
+        by_name[name] = of_name[0]
+    return by_name
+
+
+def _check_sizes(results: Mapping[str, Path], lr: Mapping[str, Path], scale: int) -> None:
+    """Raise DataError for the first image that is not `scale` times the size of its LR image."""
+    sizes = sizes_of(results)
+    due = {name: (scale * height, scale * width) for name, (height, width) in sizes_of(lr).items()}
+    wrong = [name for name in lr if sizes[name] != due[name]]
+    if wrong:
+        (height, width), (due_height, due_width) = sizes[wrong[0]], due[wrong[0]]
+        raise DataError(
+            f"{results[wrong[0]]} is {width} x {height} px, {scale} times its LR image is "
+            f"{due_width} x {due_height}{count(wrong)}; give results of that size"
+        )
 
 
 def _record(folder: Path, by: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -207,13 +239,18 @@ def _record(folder: Path, by: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _save(folder: Path, by: Mapping[str, Any], made: Mapping[str, Mapping[str, Any]]) -> None:
-    save_text(folder / RECORD, json.dumps({**by, "images": made}, indent=2))
+    try:
+        save_text(folder / RECORD, json.dumps({**by, "images": made}, indent=2))
+    except OSError as error:
+        raise _not_written(folder, error) from error
 
 
 def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(
-            f"{folder} cannot be made ({error.strerror}); choose another --output"
-        ) from error
+        raise _not_written(folder, error) from error
+
+
+def _not_written(folder: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"{folder} cannot be written ({error.strerror}); choose another --output")

@@ -95,7 +95,7 @@ def load_scorers(
         if name == "lpips-squeeze" and weights.perceptual is None:
             skipped[name] = "no file of LPIPS weights on SqueezeNet was given (--perceptual FILE)"
         elif missing and weights.offline and name != "lpips-squeeze":
-            skipped[name] = f"{missing[0]} is absent, and nothing is fetched offline"
+            skipped[name] = f"its weights are absent ({weights.name_of(missing[0])})"
         else:
             try:
                 scorers.append(_scorer(METRICS[name], weights, device))

@@ -61,6 +61,10 @@ class Weights:
             return (*files, Path(cached) if isinstance(cached, str) else Path("/".join(_VIT)))
         return files
 
+    def name_of(self, file: Path) -> str:
+        """A file's name within `place`, or as it is where it lies elsewhere."""
+        return str(file.relative_to(self.place) if file.is_relative_to(self.place) else file)
+
     def hashes(self, metric: str) -> dict[str, str]:
         """SHA-256 of each file of a metric by its name; all of them must be there."""
         return {path.name: _sha256(path) for path in self.files(metric)}
