@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from allosr2.cli import main
-from allosr2.evaluation.summary import Measured
+from allosr2.imaging.io import image_from_any, read_rgb
+from allosr2.imaging.quality import psnr_y, ssim_y
 from allosr2.training.recipes import flux_dev_x4, mini
 
 
@@ -46,7 +47,8 @@ def asked(monkeypatch):
 
 
 def test_recipes_options_and_interruption(pairs: Path, asked, capsys) -> None:
-    assert main(["ablate", "mini", "--pairs", str(pairs)]) == 130
+    arguments = ["--pairs", str(pairs), "--metrics", "psnr"]
+    assert main(["ablate", "mini", *arguments]) == 130
     streams = capsys.readouterr()
     assert streams.err.splitlines() == ["allosr2: stopped; run the same command again to go on"]
     assert streams.out == ""
@@ -56,7 +58,7 @@ def test_recipes_options_and_interruption(pairs: Path, asked, capsys) -> None:
     assert (full.loss.fatc_weight, full.loss.atm_weight) == (1, 1)
     assert full.images == mini().images
     options = ["--settings", "all", "--steps", "7", "--rank", "8", "--output", "elsewhere"]
-    assert main(["ablate", "flux-dev-x4", "--pairs", str(pairs), *options]) == 130
+    assert main(["ablate", "flux-dev-x4", *arguments, *options]) == 130
     config = asked[-1]
     assert (config.run.steps, config.adapter.rank) == (7, 8)
     assert config.run.output == Path("elsewhere/full")
@@ -71,7 +73,8 @@ def test_recipes_options_and_interruption(pairs: Path, asked, capsys) -> None:
             2,
             "settings has without-fact, which is none: use without",
         ),
-        (["--scale", "2"], 5, "hr/a.png is 32x32, x2 of its LR image is 16x16"),
+        (["--scale", "2"], 5, "HR images are x4 of their LR images, the model is of x2"),
+        (["--metrics", "psrn"], 2, "metric psrn is unknown: did you mean psnr"),
         (["--t-star", "1.5"], 2, "t_star is 1.5"),
         (["--pairs", "/no/pairs"], 5, "/no/pairs: no folder lr in it"),
     ],
@@ -104,14 +107,6 @@ def test_only_whole_recipes_of_the_method(capsys) -> None:
 def test_settings_are_trained_measured_and_written(
     tiny_base: Path, pairs: Path, tmp_path: Path, capsys, monkeypatch
 ) -> None:
-    measured = []
-
-    def evaluate(name: str, model: Path) -> Measured:
-        measured.append(name)
-        assert (model / "allosr2.json").is_file()
-        return Measured(images={"a": {"psnr": 20.0, "ssim": 0.5}})
-
-    monkeypatch.setattr("allosr2.cli.ablate._evaluation", lambda _: evaluate)
     photos, output = tmp_path / "photos", tmp_path / "ablation"
     photos.mkdir()
     levels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -138,12 +133,27 @@ def test_settings_are_trained_measured_and_written(
     }
     arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     arguments += ["--no-gradient-checkpointing", "--settings", "without-atm"]
+    arguments += ["--metrics", "psnr", "ssim"]
+    results = [output / name / "results" / "a.png" for name in ("full", "without-atm")]
+    written: list[int] = []
     for _ in range(2):
         assert main(["ablate", "flux-dev-x4", *arguments]) == 0
-        assert str(output / "ablation.json") in capsys.readouterr().out.splitlines()
+        lines = capsys.readouterr().out.splitlines()
+        files = [str(output / name) for name in ("table.md", "table.tex", "ablation.json")]
+        assert lines[-3:] == files
+        assert "\n".join(lines).startswith((output / "table.md").read_text().rstrip())
+        written += [path.stat().st_mtime_ns for path in results]
         monkeypatch.setattr("allosr2.training.loop.train", None)  # it is not needed again
+    assert written[:2] == written[2:]
     fields = json.loads((output / "ablation.json").read_text())
-    assert measured == ["full", "without-atm"] * 2
     assert list(fields["settings"]) == ["full", "without-atm"]
     assert fields["settings"]["without-atm"]["differs"] == {"loss.atm_weight": 0.0}
-    assert fields["settings"]["without-atm"]["means"] == {"psnr": 20.0, "ssim": 0.5}
+    hr = image_from_any(read_rgb(pairs / "hr" / "a.png"))
+    for name, path in zip(fields["settings"], results, strict=True):
+        sr = image_from_any(read_rgb(path))
+        means = fields["settings"][name]["means"]
+        assert means["psnr"] == pytest.approx(psnr_y(sr, hr).item(), abs=1e-4)
+        assert means["ssim"] == pytest.approx(ssim_y(sr, hr).item(), abs=1e-5)
+    table = (output / "table.md").read_text()
+    assert "| pairs | w/o FATC" not in table
+    assert [line.split("|")[2].strip() for line in table.splitlines()[2:4]] == ["Full", "w/o ATM"]

@@ -96,7 +96,7 @@ def test_pairs_that_cannot_be_used(pairs, tiny_model, tmp_path, capsys):
     (tmp_path / "empty" / "hr").mkdir()
     assert "no image" in refused(tmp_path / "empty")
     Image.new("RGB", (10, 10)).save(pairs / "lr" / "b.png")
-    assert "hr/b.png is 60x48, x4 of its LR image is 40x40" in refused(pairs)
+    assert "hr/b.png is 60 x 48 px, no whole multiple of its LR image's 10 x 10" in refused(pairs)
     (pairs / "hr" / "b.png").unlink()
     assert "lr/b.png has no partner" in refused(pairs)
 

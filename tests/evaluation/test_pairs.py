@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from allosr2.errors import DataError
-from allosr2.evaluation.pairs import paired_names, read_pair
+from allosr2.evaluation.pairs import pairs_of, read_pair
 
 
 @pytest.fixture
@@ -25,8 +25,8 @@ def pairs(tmp_path: Path) -> Path:
 
 
 def test_a_pair_is_enlarged_and_cropped(pairs: Path) -> None:
-    assert paired_names(pairs, 4) == ["a.png", "b.png"]
-    lr, hr = read_pair(pairs, "b.png", scale=4, multiple=16)
+    assert list(pairs_of(pairs, 4).lr) == ["a", "b"]
+    lr, hr = read_pair(pairs / "lr" / "b.png", pairs / "hr" / "b.png", scale=4, multiple=16)
     assert lr.shape == hr.shape == (1, 3, 32, 32)
     picture = Image.open(pairs / "hr" / "b.png").crop((0, 0, 32, 32))
     np.testing.assert_allclose(255 * hr[0].permute(1, 2, 0), np.asarray(picture), atol=1e-4)
@@ -35,7 +35,7 @@ def test_a_pair_is_enlarged_and_cropped(pairs: Path) -> None:
 
 
 def test_pairs_of_another_scale_or_too_small(pairs: Path) -> None:
-    with pytest.raises(DataError, match=r"hr/a\.png is 32x36, x2 of its LR image is 16x18"):
-        paired_names(pairs, 2)
+    with pytest.raises(DataError, match=r"HR images are x4 of their LR images, the model is of x2"):
+        pairs_of(pairs, 2)
     with pytest.raises(DataError, match=r"hr/a\.png is smaller than 64 px; remove the pair"):
-        read_pair(pairs, "a.png", scale=4, multiple=64)
+        read_pair(pairs / "lr" / "a.png", pairs / "hr" / "a.png", scale=4, multiple=64)

@@ -270,7 +270,7 @@ def script(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def program(script: Path) -> Callable[..., Program]:
-    """A script as a method; it is started without `site`'s paths of editable installs, so at once."""
+    """The script as a method, with what it is told: what is added to names, and what goes wrong."""
 
     def of(*options: str) -> Program:
         words = [sys.executable, str(script)]
@@ -288,7 +288,7 @@ def calls(script: Path) -> int:
 def test_a_program_is_run_once(lr, folder, script, program, options):
     method = program(*options)
     made = run(method, lr, folder)
-    suffix = Path(options[0]).suffix
+    suffix = Path(f"image{options[0]}").suffix
     assert made.images == {name: folder / "results" / f"{name}{suffix}" for name in lr}
     if suffix == ".png":
         assert [level_of(path) for path in made.images.values()] == [10, 20, 30]
@@ -326,7 +326,9 @@ def test_a_program_is_run_again_when_something_has_changed(lr, folder, script, p
 
 
 def test_results_go_to_the_longest_name_that_fits(folder, program, tmp_path):
-    lr = {name: save(tmp_path / "in" / f"{name}.png", 10 * i) for i, name in enumerate(("a", "a_b"))}
+    lr = {
+        name: save(tmp_path / "in" / f"{name}.png", 10 * i) for i, name in enumerate(("a", "a_b"))
+    }
     made = run(program("_out.png"), lr, folder)
     assert [level_of(path) for path in made.images.values()] == [0, 10]
 
@@ -335,9 +337,15 @@ def test_results_go_to_the_longest_name_that_fits(folder, program, tmp_path):
     ("options", "words"),
     [
         (["fail"], "its command ended with code 3; what it said is in {log}"),
-        (["b"], "0 images were written for b, 2 in all, one is due; what its command said is in {log}"),
+        (
+            ["b"],
+            "0 images were written for b, 2 in all, one is due; what its command said is in {log}",
+        ),
         (["twice"], "2 images were written for c d, 4 in all, one is due; what its "),
-        (["small"], "a_out.png is 12 x 8 px, 2 times its LR image is 8 x 8 (one of 3 such files); "),
+        (
+            ["small"],
+            "a_out.png is 12 x 8 px, 2 times its LR image is 8 x 8 (one of 3 such files); ",
+        ),
     ],
 )
 def test_a_program_that_fails(lr, folder, script, program, options, words):

@@ -12,11 +12,13 @@ from typing import Any, NoReturn
 
 import tyro
 
+from allosr2.cli.ablate import Ablate, ablate
 from allosr2.cli.bench import Bench, bench
 from allosr2.cli.compare import Compare, compare
 from allosr2.cli.console import abandon_stdout, describe, errors_console, set_up_logging
 from allosr2.cli.data import Data, data
 from allosr2.cli.degrade import Degrade, degrade
+from allosr2.cli.diagnose import Diagnose, diagnose
 from allosr2.cli.evaluate import Evaluate, evaluate
 from allosr2.cli.info import Info, info
 from allosr2.cli.prepare import Prepare, prepare
@@ -36,6 +38,8 @@ _VERBS: dict[type, Callable[[Any], int]] = {
     Evaluate: evaluate,
     Compare: compare,
     Bench: bench,
+    Ablate: ablate,
+    Diagnose: diagnose,
     Info: info,
 }
 
@@ -44,7 +48,20 @@ _VERBS: dict[type, Callable[[Any], int]] = {
 class Command:
     """The whole command line."""
 
-    verb: Upscale | Train | Data | Prepare | Snr | Degrade | Evaluate | Compare | Bench | Info
+    verb: (
+        Upscale
+        | Train
+        | Data
+        | Prepare
+        | Snr
+        | Degrade
+        | Evaluate
+        | Compare
+        | Bench
+        | Ablate
+        | Diagnose
+        | Info
+    )
     debug: bool = False
     """Show tracebacks and the debug log. Stands before the verb."""
 

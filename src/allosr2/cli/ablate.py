@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.progress import TextColumn
 from tyro.conf import CascadeSubcommandArgs
 from tyro.extras import subcommand_type_from_defaults
 
-from allosr2.cli.console import console, errors_console
+from allosr2.cli.console import console, errors_console, progress_bar
+from allosr2.cli.measuring import Measuring, measure_into, require_evaluation, scorers_of
 from allosr2.cli.train import (
     INTERRUPTED,
     require_training,
     terminated_as_interrupted,
     train_with_bar,
 )
-from allosr2.errors import ConfigError, one_line
+from allosr2.errors import ConfigError, DataError, one_line
 from allosr2.evaluation.ablation import TABLE_2, named_settings
 from allosr2.training.config import AlloSR2Training
 from allosr2.training.recipes import recipes
 
 if TYPE_CHECKING:
     from allosr2.evaluation.ablation_run import Ablation
+    from allosr2.evaluation.scorers import Scorer
+    from allosr2.evaluation.sets import SetFolder
     from allosr2.evaluation.summary import Measured
 
     Recipe = AlloSR2Training
@@ -61,6 +66,14 @@ class Ablate:
     settings: CascadeSubcommandArgs[tuple[str, ...]] = TABLE_2
     """Settings beside `full`, which is always trained: `without-fatc`, `without-atm`, `reference-frozen`,
     `state-renoised`, `target-decoded`, `t-star-half`, `t-star-times-1.5`, or `all`."""
+    metrics: CascadeSubcommandArgs[tuple[str, ...]] = ()
+    """Metrics, as for `allosr2 evaluate`; LPIPS on SqueezeNet takes the recipe's own weights."""
+    niqe: CascadeSubcommandArgs[Path | None] = None
+    """NIQE's parameters: `niqe_modelparameters.mat` as published, or an `.npz`."""
+    weights: CascadeSubcommandArgs[Path | None] = None
+    """Folder with `checkpoints/`, `pyiqa/` and `clip/` that hold the other metrics' weights."""
+    offline: CascadeSubcommandArgs[bool] = False
+    """Fetch no weights of metrics: those whose weights are absent are skipped, by name."""
 
 
 def ablate(config: Ablate) -> int:
@@ -68,11 +81,9 @@ def ablate(config: Ablate) -> int:
     names = named_settings(config.settings)
     require_training()
 
-    from allosr2.evaluation.pairs import paired_names
-
-    paired_names(config.pairs, config.recipe.scale)  # hours before they are needed
-
+    require_evaluation()
     from allosr2.evaluation.ablation_run import measure_settings, train_settings
+    from allosr2.evaluation.pairs import pairs_of
     from allosr2.training.distributed import started_processes
 
     count = started_processes().count
@@ -81,34 +92,91 @@ def ablate(config: Ablate) -> int:
             f"WORLD_SIZE is {count}: settings are trained one after the other by one process; start it "
             "without torchrun"
         )
+    # what measures is looked at before hours of training
+    images = pairs_of(config.pairs, config.recipe.scale)
+    scorers, skipped = scorers_of(_measuring(config), hr=True, lr=True)
     try:
         with terminated_as_interrupted():
             settings = train_settings(
                 config.recipe, names, lambda setting: train_with_bar(setting, leads=True)
             )
-            ablation = measure_settings(settings, _evaluation(config))
+            ablation = measure_settings(settings, _evaluation(config, images, scorers, skipped))
     except KeyboardInterrupt:
         errors_console().print("allosr2: stopped; run the same command again to go on")
         return INTERRUPTED
-    for path in _write(config.recipe.run.output, ablation):
+    table, files = _write(config, ablation, [scorer.by for scorer in scorers])
+    console().print(table)
+    for path in files:
         console().print(str(path))
     return 0
 
 
-# EVALUATION: to be connected. `evaluate(name, model)` makes images of config.pairs / "lr" with
-# Upscaler.from_pretrained(model) in config.recipe.run.output / name / "results" and measures them.
-def _evaluation(config: Ablate) -> Callable[[str, Path], Measured]:
-    raise NotImplementedError
+def _measuring(config: Ablate) -> Measuring:
+    return Measuring(
+        metrics=config.metrics,
+        perceptual=config.recipe.perceptual.perceptual,
+        niqe=config.niqe,
+        weights=config.weights,
+        offline=config.offline,
+        device=config.recipe.run.device,
+    )
 
 
-def _write(output: Path, ablation: Ablation) -> list[Path]:
-    """Write what was measured; returns the files."""
+def _evaluation(
+    config: Ablate, images: SetFolder, scorers: Sequence[Scorer], skipped: Mapping[str, str]
+) -> Callable[[str, Path], Measured]:
+    """What enlarges the pairs' LR images by a setting's model, into its folder, and measures them."""
+    from allosr2.devices import resolve_device
+    from allosr2.evaluation.measure import pair_images
+    from allosr2.evaluation.methods import model_method
+    from allosr2.evaluation.results import make
+
+    def evaluate(name: str, model: Path) -> Measured:
+        folder = config.recipe.run.output / name
+        with progress_bar(TextColumn("{task.completed}/{task.total}", markup=False)) as bar:
+            task = bar.add_task(name, total=len(images.lr))
+            made = make(
+                model_method(name, model),
+                images.lr,
+                folder,
+                scale=config.recipe.scale,
+                device=resolve_device(config.recipe.run.device),
+                progress=lambda done: bar.update(task, completed=done),
+            )
+        pairs = pair_images(made.images, images.hr, images.lr)
+        return measure_into(
+            folder, f"{name}, metrics", pairs, scorers, skipped, workers=0, made_by=made.note
+        )
+
+    return evaluate
+
+
+def _write(config: Ablate, ablation: Ablation, by: Sequence[str]) -> tuple[str, list[Path]]:
+    """Write what was measured; returns the table and the files."""
     import json
 
+    from allosr2.evaluation.sets import SETS, check_set
+    from allosr2.evaluation.tables import ablation_table
     from allosr2.storage import save_text
 
-    # TABLES: to be connected: table.md and table.tex beside it.
-    texts = {output / "ablation.json": json.dumps(ablation.fields(), indent=2) + "\n"}
+    name = config.pairs.resolve().name
+    for known in SETS.values():
+        with suppress(DataError):
+            check_set(known, config.pairs)
+            name = known.name
+    run = ablation.settings[0].config.run
+    trained = f"{run.steps} steps of {run.batch_size} images each, seed {run.seed}, one t*"
+    notes = [
+        f"Recipe {config.recipe.run.recipe}: {trained}.",
+        f"Measured by {', '.join(dict.fromkeys(by))}.",
+    ]
+    table = ablation_table({name: ablation.measured}, notes=notes)
+    output = config.recipe.run.output
+    texts = {
+        output / "table.md": table.markdown(),
+        output / "table.tex": table.latex(),
+        output / "ablation.json": json.dumps(ablation.fields(), indent=2) + "\n",
+    }
     for path, text in texts.items():
         try:
             save_text(path, text)
@@ -117,4 +185,4 @@ def _write(output: Path, ablation: Ablation) -> list[Path]:
                 f"output is {output}: {path.name} cannot be written ({one_line(error)}); make room there and "
                 "run the same command again"
             ) from error
-    return list(texts)
+    return table.markdown(), list(texts)

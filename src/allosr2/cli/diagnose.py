@@ -30,7 +30,7 @@ class Diagnose:
     """Folder, made if need be, that receives the plots and `diagnosis.json`."""
     model: str = "mini"
     """A model folder (with `allosr2.json`), a hub id, or `mini`, the model inside the package."""
-    limit: int | None = None
+    limit: int | None = 20
     """Pairs that are used at most, spread evenly over the names; None uses all."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`, or `auto`: CUDA if there is a GPU."""
@@ -40,17 +40,17 @@ def diagnose(config: Diagnose) -> int:
     """Measure pair by pair, then write and print; returns the exit code."""
     _check(config)
 
-    from allosr2.evaluation.pairs import paired_names
+    from allosr2.evaluation.pairs import pairs_of, read_pair
     from allosr2.model import ModelConfig, model_folder
 
     scale = ModelConfig.read(model_folder(config.model)).scale
-    names = _spread(paired_names(config.pairs, scale), config.limit)
+    images = pairs_of(config.pairs, scale)
+    names = _spread(list(images.lr), config.limit)
 
     import torch
 
     from allosr2.devices import is_out_of_memory, resolve_device
     from allosr2.evaluation.diagnosis import Diagnosis, PairDiagnosis, diagnose_pair
-    from allosr2.evaluation.pairs import read_pair
     from allosr2.model import AlloSR2, load_frozen_codec
     from allosr2.runner import Runner, precision_on
 
@@ -63,19 +63,20 @@ def diagnose(config: Diagnose) -> int:
     )  # as images are upscaled
 
     def measure(name: str) -> PairDiagnosis:
-        images = read_pair(config.pairs, name, scale=scale, multiple=model.multiple)
-        lr, hr = (image.to(runner.device) for image in images)
+        assert images.hr is not None
+        files = images.lr[name], images.hr[name]
+        pair = read_pair(*files, scale=scale, multiple=model.multiple)
+        lr, hr = (image.to(runner.device) for image in pair)
         try:
             with torch.inference_mode(), half:
                 return diagnose_pair(model, frozen, lr, hr)
         except AlloSR2Error as error:
-            raise type(error)(f"{config.pairs}: hr/{name}: {error}") from error
+            raise type(error)(f"{files[1]}: {error}") from error
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             raise ImageError(
-                f"{config.pairs}: hr/{name}: {runner.device} is out of memory; crop the pairs, or use another "
-                "device"
+                f"{files[1]}: {runner.device} is out of memory; crop the pairs, or use another device"
             ) from error
 
     with progress_bar() as bar:

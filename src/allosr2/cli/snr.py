@@ -34,26 +34,27 @@ def snr(config: Snr) -> int:
     from rich.table import Table
 
     from allosr2.devices import resolve_device
-    from allosr2.evaluation.pairs import paired_names, read_pair
+    from allosr2.evaluation.pairs import pairs_of, read_pair
     from allosr2.model import ModelConfig, load_frozen_codec, model_folder
     from allosr2.trajectory import latent_power, optimal_time, optimal_time_on_grid
 
     model = ModelConfig.read(model_folder(config.model))
-    names = paired_names(config.pairs, model.scale)
+    pairs = pairs_of(config.pairs, model.scale)
+    assert pairs.hr is not None
     device = resolve_device(config.device)
     codec = load_frozen_codec(config.model).to(device)
     with progress_bar() as bar, torch.inference_mode():
         images = (
-            read_pair(config.pairs, name, scale=model.scale, multiple=codec.factor)
-            for name in names
+            read_pair(path, pairs.hr[name], scale=model.scale, multiple=codec.factor)
+            for name, path in pairs.lr.items()
         )
         latents = ((codec.encode(lr.to(device)), codec.encode(hr.to(device))) for lr, hr in images)
-        power = latent_power(bar.track(latents, total=len(names), description="pairs"))
+        power = latent_power(bar.track(latents, total=len(pairs.lr), description="pairs"))
     t_star = optimal_time(power)
     spread = torch.quantile(
         power.pair_times, torch.tensor(PERCENTILES, dtype=torch.float64) / 100
     ).tolist()
-    table = Table(title=f"t* of {len(names)} pairs, {config.pairs}", title_justify="left")
+    table = Table(title=f"t* of {len(pairs.lr)} pairs, {config.pairs}", title_justify="left")
     table.add_column("quantity")
     table.add_column("t", justify="right")
     table.add_row("t* (Eq. 6, exact)", f"{t_star:.4f}")

@@ -100,14 +100,14 @@ def method_named(text: str) -> Method:
             name=name, note=f"{what}, allosr2 {version('allosr2')}", load=_interpolation(what)
         )
     if what == EMBEDDED:
-        return _model(name, what)
+        return model_method(name, what)
     if path.is_file():
         return _spandrel(name, path)
     if path.is_dir():
         is_model = (path / CONFIG_NAME).is_file()
-        return _model(name, path) if is_model else Folder(name=name, folder=path)
+        return model_method(name, path) if is_model else Folder(name=name, folder=path)
     if _HUB_ID.fullmatch(what):
-        return _model(name, what)
+        return model_method(name, what)
     raise ConfigError(
         f"method {text!r}: no such file or folder; name one, {', '.join(INTERPOLATIONS)}, {EMBEDDED}, a model "
         'of the hub, or a command, "NAME=program -i {lr} -o {sr}"'
@@ -143,7 +143,8 @@ def _interpolation(kind: str) -> Callable[[int, torch.device], Enlarge]:
     return bicubic if kind == "bicubic" else lanczos
 
 
-def _model(name: str, source: str | Path) -> Network:
+def model_method(name: str, source: str | Path) -> Network:
+    """One of our models: a folder, `mini`, or one of the hub. Raises ModelError if it is missing or broken."""
     folder = model_folder(source)
     config = ModelConfig.read(folder)
     sha256 = hashlib.sha256()

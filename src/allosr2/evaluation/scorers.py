@@ -1,4 +1,4 @@
-"""Metrics ready to be computed: functions of an SR image and what it is compared with, and what computes them."""
+"""Metrics ready to be computed: functions of an SR image and what it is compared with, and by what."""
 
 from __future__ import annotations
 
