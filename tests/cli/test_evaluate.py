@@ -1,4 +1,4 @@
-"""`allosr2 evaluate`: figures that others compute alike, files, what is kept, and one line for what is wrong."""
+"""`allosr2 evaluate`: figures that others compute alike, files, what is kept, one line for what is wrong."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ def compare(config: Compare) -> int:
 
 
 def _folders(methods: Sequence[Method], output: Path) -> dict[str, Path]:
-    """A folder for each method. Raises ConfigError if one is taken: by another, by results, by what is written."""
+    """A folder for each method. Raises ConfigError for one that others, results or tables have."""
     from allosr2.evaluation.comparison import WRITTEN
     from allosr2.evaluation.methods import Folder
 

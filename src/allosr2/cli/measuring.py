@@ -119,10 +119,11 @@ def measure_into(
     **context: object,
 ) -> Measured:
     """Measure with a progress bar; write `per_image.csv` and `summary.json` into a folder, made if need be."""
-    from allosr2.evaluation.measure import measure
+    from allosr2.evaluation.measure import check_sides, measure
     from allosr2.evaluation.summary import per_image_csv, record
     from allosr2.storage import save_text
 
+    check_sides(pairs, scorers)
     make_folder(folder)
     with progress_bar(TextColumn("{task.completed}/{task.total}", markup=False)) as bar:
         task = bar.add_task(label, total=len(pairs))

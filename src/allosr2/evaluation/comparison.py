@@ -56,6 +56,8 @@ def write_comparison(
     """
     set_name = images.set.name if images.set and images.published else None
     title = images.set.title if images.set else "Comparison"
+    if images.set and len(images.lr) < images.set.count:
+        title += f", {len(images.lr)} of {images.set.count} images"
     figures = table(results, set_name, notes=[f"Measured by {', '.join(dict.fromkeys(by))}."])
     made = [f"{result.method}: {result.note}." for result in results if result.note]
     noted = replace(figures, notes=(*figures.notes, *made))  # the page lists them itself
@@ -64,7 +66,9 @@ def write_comparison(
         save_text(written[1], noted.markdown() + "\n")
         save_text(written[2], noted.latex() + "\n")
         sheets = {name: _sheet(name, images, results) for name in most_different(results, crops)}
-        (output / "crops").mkdir(exist_ok=True)
+        _clear(output, images)
+        if sheets:
+            (output / "crops").mkdir(exist_ok=True)
         for name, sheet in sheets.items():
             written.append(output / "crops" / f"{name}.png")
             write_image(written[-1], Picture(color=sheet))
@@ -95,6 +99,15 @@ def write_comparison(
             f"{output} cannot be written ({error.strerror}); choose another --output"
         ) from error
     return written
+
+
+def _clear(output: Path, images: SetFolder) -> None:
+    """Take away the pictures of a former comparison, which may show other methods."""
+    for path in (
+        output / "perception_distortion.png",
+        *(output / "crops" / f"{name}.png" for name in images.lr),
+    ):
+        path.unlink(missing_ok=True)
 
 
 def most_different(results: Sequence[Result], count: int) -> list[str]:

@@ -64,6 +64,17 @@ def pair_images(
     }
 
 
+def check_sides(pairs: Mapping[str, Pair], scorers: Sequence[Scorer]) -> None:
+    """Raise ImageError for the first SR image, by its header, that is too small for a metric."""
+    for name, (height, width) in sizes_of({name: pair.sr for name, pair in pairs.items()}).items():
+        for metric in (scorer.metric for scorer in scorers):
+            if min(height, width) < metric.least_side:
+                raise ImageError(
+                    f"{pairs[name].sr} is {width} x {height} px, {metric.title} needs sides of "
+                    f"{metric.least_side} or more; leave {metric.name} out with --metrics"
+                )
+
+
 def measure(
     pairs: Mapping[str, Pair],
     scorers: Sequence[Scorer],
@@ -89,6 +100,7 @@ def measure(
         ImageError: for an image that cannot be read or is too small for a metric.
         ConfigError: if the journal cannot be read or written.
     """
+    check_sides(pairs, scorers)
     kept = _Journal(journal)
     of_image = [scorer for scorer in scorers if scorer.of_image is not None]
     values: dict[str, dict[str, float]] = {}
@@ -202,12 +214,6 @@ def _value(
     reference: Float[Tensor, "1 3 height width"] | None = None,
 ) -> float:
     assert scorer.of_image is not None
-    height, width = sr.shape[-2:]
-    if min(height, width) < scorer.metric.least_side:
-        raise ImageError(
-            f"{path} is {width} x {height} px, {scorer.metric.title} needs sides of {scorer.metric.least_side} "
-            f"or more; leave {scorer.metric.name} out with --metrics"
-        )
     value = scorer.of_image(sr, reference)
     if not math.isfinite(value):
         raise ImageError(

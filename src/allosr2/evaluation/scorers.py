@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -153,7 +154,10 @@ def _of_network(metric: Metric, network: Network, device: torch.device) -> OfIma
     def of_image(sr: Image, reference: Image | None) -> float:
         images = (sr, _given(reference)) if metric.against else (sr,)
         with torch.inference_mode(), alone:
-            return float(network(*(image.to(device) for image in images)))
+            try:
+                return float(network(*(image.to(device) for image in images)))
+            except torch.linalg.LinAlgError:  # NIQE of a picture of one color
+                return math.nan
 
     return of_image
 
