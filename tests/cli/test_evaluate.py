@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 
@@ -102,7 +103,8 @@ def test_figures_and_files(here, capsys):
         assert measured[name] == pytest.approx(due[name], abs=1e-5)
 
     record = json.loads((output / "summary.json").read_text())
-    assert (record["sr"], record["hr"], record["images"]) == ("sr", "hr", 3)
+    assert (record["sr"], record["hr"]) == (str(here / "sr"), str(here / "hr"))
+    assert (record["lr"], record["images"]) == (None, 3)
     assert record["skipped"] == {}
     assert {"python", *("allosr2", "torch", "pyiqa")} <= set(record["versions"])
     assert record["versions"]["pyiqa"] == version("pyiqa")
@@ -110,7 +112,7 @@ def test_figures_and_files(here, capsys):
         values = [measured[name][metric] for name in NAMES]
         of_metric = record["metrics"][metric]
         assert of_metric["mean"] == pytest.approx(sum(values) / 3, abs=1e-12)
-        assert min(values) <= of_metric["low"] <= of_metric["mean"]
+        assert min(values) - 1e-12 <= of_metric["low"] <= of_metric["mean"]
         assert of_metric["mean"] <= of_metric["high"] <= max(values)
         assert of_metric["weights_sha256"] == {}
     assert record["metrics"]["psnr"]["by"].startswith(f"pyiqa {version('pyiqa')} psnr")
@@ -381,3 +383,26 @@ def test_osediff(shared_data, tmp_path):
     for name, values in rows(tmp_path / "o").items():
         assert values["psnr"] == pytest.approx(float(published[name]["psnr_y"]), abs=1e-4)
         assert values["ssim"] == pytest.approx(float(published[name]["ssim_y"]), abs=1e-5)
+
+
+def test_figures_of_another_folder_of_this_name_are_not_replaced(here, capsys):
+    assert run("--hr", "hr", metrics=("psnr",)) == 0
+    before = Path("evaluation/sr/summary.json").read_bytes()
+    shutil.copytree("sr", "other/sr")
+    capsys.readouterr()
+    assert main(["evaluate", "--sr", "other/sr", "--hr", "hr", "--metrics", "psnr"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    figures = f"evaluation/sr holds figures of {here / 'sr'}; choose another --output"
+    assert line == f"allosr2: error: {figures}"
+    assert Path("evaluation/sr/summary.json").read_bytes() == before
+
+
+def test_one_image_is_measured_without_fid(here, capsys):
+    for name in ("b.webp", "c d.png"):
+        Path("sr", name).unlink()
+    for name in ("b.png", "c d.png"):
+        Path("hr", name).unlink()
+    assert run("--hr", "hr", metrics=("psnr", "fid")) == 0
+    summary = json.loads(Path("evaluation/sr/summary.json").read_text())
+    assert summary["skipped"] == {"fid": "it compares sets of 2 images or more"}
+    assert list(summary["metrics"]) == ["psnr"]

@@ -154,6 +154,57 @@ def test_an_image_that_is_too_small_or_has_no_value(tmp_path, pairs):
     assert not (tmp_path / "journal").exists()
 
 
+def test_settings_of_the_process_are_as_before(pairs, monkeypatch):
+    """Values are computed in float32 as it is; what the process had is put back, whoever ran last."""
+
+    def settings() -> tuple[object, ...]:
+        cudnn = torch.backends.cudnn
+        return (cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, torch.get_num_threads())
+
+    seen: list[object] = []
+
+    def of_image(sr: Tensor, hr: Tensor | None) -> float:
+        seen.append((torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()))
+        return 0.0
+
+    before = settings()
+    torch.set_float32_matmul_precision("high")
+    try:
+        measure(pairs, [Scorer(metric=METRICS["psnr"], by="test", of_image=of_image)], workers=3)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert seen == [(False, "highest")] * 5
+    assert settings() == before
+
+
+def test_values_of_another_device_are_not_taken(pairs, tmp_path):
+    calls: list[str] = []
+    made = mean_difference(calls)
+    measure(pairs, [made], journal=tmp_path / "journal")
+    other = Scorer(metric=made.metric, by=made.by, device="cuda", of_image=made.of_image)
+    measure(pairs, [other], journal=tmp_path / "journal")
+    assert len(calls) == 10
+
+
+def test_memory_that_runs_out_is_said(pairs):
+    def of_image(sr: Tensor, hr: Tensor | None) -> float:
+        raise torch.OutOfMemoryError
+
+    made = Scorer(metric=METRICS["psnr"], by="test", of_image=of_image)
+    with pytest.raises(ImageError, match="memory ran out for PSNR; use --workers 1"):
+        measure(pairs, [made])
+
+
+def test_one_image_is_no_set(pairs):
+    made = Scorer(metric=METRICS["fid"], by="test", of_set=lambda *_: 0.0)
+    with pytest.raises(DataError, match="FID compares sets of 2 images or more"):
+        measure({"image0": pairs["image0"]}, [made])
+    empty = Scorer(metric=METRICS["fid"], by="test", of_set=lambda *_: float("nan"))
+    with pytest.raises(DataError, match="FID is nan; leave fid out"):
+        measure(pairs, [empty])
+
+
 def test_sizes_that_differ(tmp_path):
     write_image(tmp_path / "sr.png", Picture(color=np.zeros((8, 9, 3), np.uint8)))
     write_image(tmp_path / "hr.png", Picture(color=np.zeros((8, 8, 3), np.uint8)))

@@ -19,6 +19,7 @@ import skimage.data
 import torch
 import torchvision
 from einops import rearrange
+from PIL import Image
 from pyiqa.archs import inception as inception_arch
 from pyiqa.archs.fid_arch import get_folder_features
 from scipy import ndimage
@@ -28,7 +29,7 @@ from allosr2.errors import ConfigError, ModelError
 from allosr2.evaluation.images import images_of
 from allosr2.evaluation.measure import measure, pair_images
 from allosr2.evaluation.metrics import METRICS, PAPER
-from allosr2.evaluation.scorers import Scorer, load_scorers
+from allosr2.evaluation.scorers import Scorer, _folder_of, load_scorers
 from allosr2.evaluation.weights import Weights, loading_from
 from allosr2.imaging.io import image_from_any, write_image
 from allosr2.imaging.picture import Picture
@@ -266,6 +267,33 @@ def inception(tmp_path_factory: pytest.TempPathFactory) -> Weights:
         network = inception_arch.fid_inception_v3()
     torch.save(network.state_dict(), folder / "pyiqa" / "pt_inception-2015-12-05-6726825d.pth")
     return Weights(folder=folder, offline=True)
+
+
+def test_fid_sees_the_pixels_that_others_see(tmp_path):
+    """16-bit gray of level 20 is level 20; what Pillow reads alike is linked, not written again."""
+    write_image(tmp_path / "deep.png", Picture(color=np.full((8, 8, 1), 20 * 257, np.uint16)))
+    write_image(tmp_path / "plain.png", Picture(color=np.full((8, 8, 3), 30, np.uint8)))
+    turned = Image.new("RGB", (8, 4), (1, 2, 3))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.png", exif=exif)
+    files = [tmp_path / f"{name}.png" for name in ("deep", "plain", "turned")]
+    with _folder_of(files) as folder:
+        places = sorted(Path(folder).iterdir())
+        pixels = [np.asarray(Image.open(place).convert("RGB")) for place in places]
+        assert [place.is_symlink() for place in places] == [False, True, False]
+    assert (pixels[0] == 20).all()
+    assert (pixels[1] == 30).all()
+    assert pixels[2].shape == (8, 4, 3)
+
+
+def test_a_file_of_clip_that_is_not_the_published_one_is_not_fetched_again(tmp_path):
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / "RN50.pt").write_bytes(b"torn")
+    scorers, skipped = load_scorers(["clipiqa"], Weights(folder=tmp_path, offline=True), CPU)
+    assert not scorers
+    assert skipped == {"clipiqa": "its weights are absent (clip/RN50.pt)"}
+    assert (tmp_path / "clip" / "RN50.pt").read_bytes() == b"torn"
 
 
 @pytest.mark.slow

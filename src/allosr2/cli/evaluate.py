@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import OmitArgPrefixes
 
@@ -17,6 +19,10 @@ from allosr2.cli.measuring import (
     require_evaluation,
     scorers_of,
 )
+from allosr2.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,39 +48,61 @@ class Evaluate:
 def evaluate(config: Evaluate) -> int:
     """Measure, write the files, and print the means; returns the exit code."""
     require_evaluation()
-    from rich.table import Table
-
     from allosr2.evaluation.images import images_of
     from allosr2.evaluation.measure import pair_images
-    from allosr2.evaluation.metrics import METRICS
-    from allosr2.evaluation.summary import interval
 
     hr, lr = (None if folder is None else images_of(folder) for folder in (config.hr, config.lr))
     pairs = pair_images(images_of(config.sr), hr, lr)
-    scorers, skipped = scorers_of(config.measuring, hr=hr is not None, lr=lr is not None)
-    output = config.output or Path("evaluation", config.sr.resolve().name)
-    measured = measure_into(
+    scorers, skipped = scorers_of(
+        config.measuring, len(pairs), hr=hr is not None, lr=lr is not None
+    )
+    output = _output(config)
+    measure_into(
         output,
         config.sr.name,
         pairs,
         scorers,
         skipped,
         workers=config.measuring.workers,
-        sr=str(config.sr),
-        hr=None if config.hr is None else str(config.hr),
+        **_folders(config),
     )
-    by = {scorer.metric.name: scorer.by for scorer in scorers}
-    table = Table(title=f"{len(pairs)} images, {config.sr}", title_justify="left")
+    console().print(_table(config, len(pairs), json.loads((output / SUMMARY).read_text())))
+    for name in (PER_IMAGE, SUMMARY):
+        console().print(str(output / name))
+    return 0
+
+
+def _folders(config: Evaluate) -> dict[str, str | None]:
+    folders = {"sr": config.sr, "hr": config.hr, "lr": config.lr}
+    return {name: folder and str(folder.resolve()) for name, folder in folders.items()}
+
+
+def _output(config: Evaluate) -> Path:
+    """Where to write. Raises ConfigError where nobody chose it and figures of another folder lie there."""
+    if config.output is not None:
+        return config.output
+    output = Path("evaluation", config.sr.resolve().name)
+    former = None
+    with suppress(OSError, ValueError, KeyError):
+        former = json.loads((output / SUMMARY).read_text())["sr"]
+    if former not in (None, str(config.sr.resolve())):
+        raise ConfigError(f"{output} holds figures of {former}; choose another --output")
+    return output
+
+
+def _table(config: Evaluate, images: int, summary: dict[str, Any]) -> Table:
+    from rich.table import Table
+
+    from allosr2.evaluation.metrics import METRICS
+
+    table = Table(title=f"{images} images, {config.sr}", title_justify="left")
     table.add_column("metric")
     table.add_column("mean", justify="right")
     table.add_column("95 % interval", justify="right")
     table.add_column("by")
-    for name, mean in measured.means().items():
+    for name, held in summary["metrics"].items():
         metric = METRICS[name]
-        values = [of[name] for of in measured.images.values() if name in of]
-        ends = " to ".join(f"{end:.{metric.digits}f}" for end in interval(values)) if values else ""
-        table.add_row(f"{metric.title} {metric.arrow}", f"{mean:.{metric.digits}f}", ends, by[name])
-    console().print(table)
-    for name in (PER_IMAGE, SUMMARY):
-        console().print(str(output / name))
-    return 0
+        ends = [f"{held[end]:.{metric.digits}f}" for end in ("low", "high") if end in held]
+        mean = f"{held['mean']:.{metric.digits}f}"
+        table.add_row(f"{metric.title} {metric.arrow}", mean, " to ".join(ends), held["by"])
+    return table

@@ -56,15 +56,19 @@ class Measuring:
 
 def require_evaluation() -> None:
     """Raise ConfigError where what measures is not installed."""
-    if find_spec("pyiqa") is None:
-        raise ConfigError("measuring needs pyiqa: pip install 'allosr2[eval]'")
+    for package in ("pyiqa", "scipy", "spandrel", "matplotlib", "jinja2"):
+        if find_spec(package) is None:
+            raise ConfigError(f"measuring needs {package}: pip install 'allosr2[eval]'")
 
 
-def scorers_of(measuring: Measuring, *, hr: bool, lr: bool) -> tuple[list[Scorer], dict[str, str]]:
+def scorers_of(
+    measuring: Measuring, images: int, *, hr: bool, lr: bool
+) -> tuple[list[Scorer], dict[str, str]]:
     """The metrics that were asked for, ready, and why each of the others is skipped, which is warned of.
 
     Args:
         measuring: what was asked for.
+        images: how many there are.
         hr: whether there are HR images.
         lr: whether there are LR images.
 
@@ -96,7 +100,14 @@ def scorers_of(measuring: Measuring, *, hr: bool, lr: bool) -> tuple[list[Scorer
         perceptual=measuring.perceptual,
         offline=measuring.offline,
     )
-    scorers, skipped = load_scorers(names, weights, resolve_device(measuring.device))
+    too_few = {
+        name: "it compares sets of 2 images or more"
+        for name in names
+        if METRICS[name].of_set and images < 2
+    }
+    loaded = [name for name in names if name not in too_few]
+    scorers, skipped = load_scorers(loaded, weights, resolve_device(measuring.device))
+    skipped |= too_few
     for name, reason in skipped.items():
         logger.warning("%s is skipped: %s", METRICS[name].title, reason)
     if skipped and measuring.offline:
@@ -119,11 +130,11 @@ def measure_into(
     **context: object,
 ) -> Measured:
     """Measure with a progress bar; write `per_image.csv` and `summary.json` into a folder, made if need be."""
-    from allosr2.evaluation.measure import check_sides, measure
+    from allosr2.evaluation.measure import check_images, measure
     from allosr2.evaluation.summary import per_image_csv, record
     from allosr2.storage import save_text
 
-    check_sides(pairs, scorers)
+    check_images(pairs, scorers)
     make_folder(folder)
     with progress_bar(TextColumn("{task.completed}/{task.total}", markup=False)) as bar:
         task = bar.add_task(label, total=len(pairs))

@@ -6,8 +6,9 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from allosr2.devices import is_out_of_memory
 from allosr2.errors import ConfigError, DataError, ImageError
 from allosr2.evaluation.images import all_partners, count, sizes_of
 from allosr2.evaluation.scorers import Scorer
@@ -64,8 +66,16 @@ def pair_images(
     }
 
 
-def check_sides(pairs: Mapping[str, Pair], scorers: Sequence[Scorer]) -> None:
-    """Raise ImageError for the first SR image, by its header, that is too small for a metric."""
+def check_images(pairs: Mapping[str, Pair], scorers: Sequence[Scorer]) -> None:
+    """Look, by headers, whether metrics can be computed.
+
+    Raises ImageError for the first SR image that is too small for a metric, and DataError for too few images.
+    """
+    for metric in (scorer.metric for scorer in scorers if scorer.of_set is not None):
+        if len(pairs) < 2:
+            raise DataError(
+                f"{metric.title} compares sets of 2 images or more; leave {metric.name} out with --metrics"
+            )
     for name, (height, width) in sizes_of({name: pair.sr for name, pair in pairs.items()}).items():
         for metric in (scorer.metric for scorer in scorers):
             if min(height, width) < metric.least_side:
@@ -93,23 +103,22 @@ def measure(
         scorers: the metrics; those that need an HR image need one in every pair.
         journal: file that values are kept in as they come and taken from the next time, for the same pixels,
             metric, library and weights; None keeps nothing.
-        workers: images at a time; 0 is one a core.
+        workers: images at a time; 0 is one a core, and two on a GPU.
         progress: called after each image.
 
     Raises:
         ImageError: for an image that cannot be read or is too small for a metric.
         ConfigError: if the journal cannot be read or written.
     """
-    check_sides(pairs, scorers)
+    check_images(pairs, scorers)
     kept = _Journal(journal)
     of_image = [scorer for scorer in scorers if scorer.of_image is not None]
     values: dict[str, dict[str, float]] = {}
     converted: set[Path] = set()
     threads = torch.get_num_threads()
-    workers = workers or threads
-    share = max(1, threads // workers)
-    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,))
-    try:
+    on_gpu = any(scorer.device == "cuda" for scorer in scorers)
+    workers = workers or (2 if on_gpu else threads)
+    with _exact(), _pool(workers, max(1, threads // workers)) as pool:
         running = {
             pool.submit(_values, pair, of_image, kept, converted): name
             for name, pair in pairs.items()
@@ -118,9 +127,11 @@ def measure(
             values[running[future]], new = future.result()
             kept.add(new)
             progress(done)
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
+        of_set = {
+            scorer.metric.name: _of_set(pairs, scorer, kept)
+            for scorer in scorers
+            if scorer.of_set is not None
+        }
     if converted:
         logger.warning(
             "%d images are not RGB of 8 bits (%s): 16 bits were rounded, gray repeated, opacity left out",
@@ -129,8 +140,34 @@ def measure(
         )
     return Measured(
         images={name: values[name] for name in pairs},
-        of_set={s.metric.name: _of_set(pairs, s, kept) for s in scorers if s.of_set is not None},
+        of_set=of_set,
     )
+
+
+@contextmanager
+def _exact() -> Generator[None]:
+    """Compute with float32 as it is, not rounded to TensorFloat-32, so that no value depends on the device."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+@contextmanager
+def _pool(workers: int, threads: int) -> Generator[ThreadPoolExecutor]:
+    """Threads with so many of torch's own each; what still waits when the block ends is dropped."""
+    former = torch.get_num_threads()
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(former)
 
 
 def digest(path: Path) -> str:
@@ -174,7 +211,16 @@ class _Journal:
 
 
 def _key(scorer: Scorer, *files: str) -> str:
-    computed = json.dumps([scorer.metric.name, scorer.by, dict(scorer.weights), *files])
+    computed = json.dumps(
+        [
+            scorer.metric.name,
+            scorer.by,
+            scorer.device,
+            torch.__version__,
+            dict(scorer.weights),
+            *files,
+        ]
+    )
     return hashlib.sha256(computed.encode()).hexdigest()[:32]
 
 
@@ -214,7 +260,14 @@ def _value(
     reference: Float[Tensor, "1 3 height width"] | None = None,
 ) -> float:
     assert scorer.of_image is not None
-    value = scorer.of_image(sr, reference)
+    try:
+        value = scorer.of_image(sr, reference)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ImageError(
+            f"{path}: memory ran out for {scorer.metric.title}; use --workers 1, or --device cpu"
+        ) from error
     if not math.isfinite(value):
         raise ImageError(
             f"{path}: {scorer.metric.title} is {value}, as of a picture of one color; leave the image out, or "
@@ -229,5 +282,9 @@ def _of_set(pairs: Mapping[str, Pair], scorer: Scorer, kept: _Journal) -> float:
     sr, hr = [sr for sr, _ in files], [hr for _, hr in files if hr is not None]
     key = _key(scorer, *(digest(path) for path in (*sr, *hr)))
     if key not in kept.values:
-        kept.add({key: scorer.of_set(sr, hr)})
+        value = scorer.of_set(sr, hr)
+        if not math.isfinite(value):
+            name = scorer.metric.name
+            raise DataError(f"{scorer.metric.title} is {value}; leave {name} out with --metrics")
+        kept.add({key: value})
     return kept.values[key]

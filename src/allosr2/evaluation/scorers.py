@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import math
+import os
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib.metadata import version
@@ -20,11 +21,16 @@ import scipy.io
 import torch
 from einops import reduce
 from jaxtyping import Float
+from PIL import Image as PILImage
+from PIL.ExifTags import Base
 from torch import Tensor
 
-from allosr2.errors import AlloSR2Error, ConfigError, ModelError, one_line
+from allosr2.devices import is_out_of_memory
+from allosr2.errors import AlloSR2Error, ConfigError, DataError, ModelError, one_line
 from allosr2.evaluation.metrics import METRICS, Metric
 from allosr2.evaluation.weights import Weights, loading_from
+from allosr2.imaging.io import read_rgb, write_image
+from allosr2.imaging.picture import Picture
 from allosr2.imaging.quality import periodicity, sharpness
 from allosr2.losses.perceptual import LPIPS
 
@@ -57,6 +63,8 @@ class Scorer:
     metric: Metric
     by: str
     """What computes it: a library and its version."""
+    device: str = "cpu"
+    """Where: `cpu` or `cuda`."""
     weights: Mapping[str, str] = field(default_factory=dict[str, str])
     """SHA-256 of each file that it is computed with, by name."""
     of_image: OfImage | None = None
@@ -90,7 +98,7 @@ def load_scorers(
     scorers: list[Scorer] = []
     skipped: dict[str, str] = {}
     for name in dict.fromkeys(names):
-        missing = [path for path in weights.files(name) if not path.is_file()]
+        missing = weights.missing(name)
         if name == "niqe" and weights.niqe in missing:
             raise ModelError(f"{weights.niqe}: no such file; name one with NIQE's parameters")
         if name == "lpips-squeeze" and weights.perceptual is None:
@@ -103,6 +111,8 @@ def load_scorers(
             except AlloSR2Error:
                 raise
             except Exception as error:  # whatever a library raises over a download or a broken file
+                if not weights.files(name) or is_out_of_memory(error):
+                    raise
                 what = f"cannot be fetched into {weights.place}" if missing else "cannot be used"
                 skipped[name] = f"its weights {what} ({one_line(error) or type(error).__name__})"
     return scorers, skipped
@@ -114,13 +124,15 @@ def _scorer(metric: Metric, weights: Weights, device: torch.device) -> Scorer:
         by = f"pyiqa {version('pyiqa')} {_PYIQA[metric.name][0]}"
         network = _pyiqa_network(metric, weights, device)
         if metric.of_set:
-            of_set = _fid(network)
+            of_set = _fid(network, device)
         else:
             of_image = _of_network(metric, network, device)
     else:
         by, of_image = f"allosr2 {version('allosr2')}", _own(metric, weights, device)
     hashes = weights.hashes(metric.name)  # the files are there by now
-    return Scorer(metric=metric, by=by, weights=hashes, of_image=of_image, of_set=of_set)
+    return Scorer(
+        metric=metric, by=by, device=device.type, weights=hashes, of_image=of_image, of_set=of_set
+    )
 
 
 def _own(metric: Metric, weights: Weights, device: torch.device) -> OfImage:
@@ -144,7 +156,8 @@ def _pyiqa_network(metric: Metric, weights: Weights, device: torch.device) -> Ne
     if metric.name == "niqe" and weights.niqe is not None:
         options |= {"pretrained_model_path": _niqe_parameters(weights.niqe)}
     with loading_from(weights):
-        return pyiqa.create_metric(name, device=device, **options)
+        # without pyiqa's wrapper, which changes the process's settings of cuDNN at each call
+        return pyiqa.create_metric(name, device=device, **options).net
 
 
 def _of_network(metric: Metric, network: Network, device: torch.device) -> OfImage:
@@ -178,10 +191,17 @@ def _lpips_squeeze(weights: Weights, device: torch.device) -> OfImage:
     return of_image
 
 
-def _fid(network: Network) -> OfSet:
+def _fid(network: Network, device: torch.device) -> OfSet:
     def of_set(sr: Sequence[Path], hr: Sequence[Path]) -> float:
         with _folder_of(sr) as of_sr, _folder_of(hr) as of_hr:
-            return float(network(of_sr, of_hr, num_workers=0, verbose=False))
+            try:
+                with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+                    value = network(of_sr, of_hr, num_workers=0, verbose=False, device=device)
+            except (ValueError, np.linalg.LinAlgError) as error:
+                raise DataError(
+                    f"FID of {len(sr)} images cannot be had ({one_line(error)}); leave it out with --metrics"
+                ) from error
+            return float(value)
 
     return of_set
 
@@ -215,8 +235,23 @@ def _niqe_parameters(path: Path) -> io.BytesIO:
 
 @contextmanager
 def _folder_of(files: Sequence[Path]) -> Generator[str]:
-    """A folder for the time being that holds links to files, and nothing else."""
+    """A folder for the time being that shows pyiqa's own reader the pixels that other metrics see."""
     with TemporaryDirectory() as folder:
         for number, file in enumerate(files):
-            Path(folder, f"{number:06d}{file.suffix.lower()}").symlink_to(file.resolve())
+            place = Path(folder, f"{number:06d}{file.suffix.lower()}")
+            if _is_plain(file):
+                place.symlink_to(file.resolve())
+            else:
+                write_image(place.with_suffix(".png"), Picture(color=read_rgb(file)))
         yield folder
+
+
+def _is_plain(file: Path) -> bool:
+    """Whether Pillow reads a file as `read_rgb` does: upright RGB of 8 bits."""
+    try:
+        with PILImage.open(file) as image:
+            upright = image.getexif().get(Base.Orientation, 1) == 1
+            deep = any("16" in str(tile.args) for tile in image.tile)
+            return image.format in ("PNG", "JPEG") and image.mode == "RGB" and upright and not deep
+    except OSError:
+        return False

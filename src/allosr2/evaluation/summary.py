@@ -64,7 +64,11 @@ def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
     if len(values) < 2:
         return values[0], values[0]
     resampled = scipy.stats.bootstrap(
-        (np.asarray(values),), np.mean, method="percentile", rng=np.random.default_rng(seed)
+        (np.asarray(values),),
+        np.mean,
+        batch=100,  # of resamples: memory
+        method="percentile",
+        rng=np.random.default_rng(seed),
     )
     low, high = resampled.confidence_interval
     return float(low), float(high)

@@ -11,7 +11,7 @@ from hashlib import file_digest
 from pathlib import Path
 
 import torch
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import constants, try_to_load_from_cache
 
 _VIT = ("timm/vit_base_patch8_224.augreg2_in21k_ft_in1k", "model.safetensors")
 """What timm builds MANIQA's transformer from, in the hub's own cache."""
@@ -26,6 +26,9 @@ _FILES = {
     "clipiqa": ("clip/RN50.pt",),
 }
 """Files that pyiqa 0.1.16 asks for, in PyTorch's cache (`torch.hub.get_dir()`)."""
+
+_CLIP = "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"
+"""SHA-256 of CLIP's file as published. Of any other pyiqa would fetch it again, over the one that is there."""
 
 _PATIENCE = 20.0
 """Seconds that a download may stand still."""
@@ -58,8 +61,16 @@ class Weights:
         files = tuple(self.place / name for name in _FILES.get(metric, ()))
         if metric == "maniqa":
             cached = try_to_load_from_cache(*_VIT)
-            return (*files, Path(cached) if isinstance(cached, str) else Path("/".join(_VIT)))
+            missing = Path(constants.HF_HUB_CACHE, *_VIT)
+            return (*files, Path(cached) if isinstance(cached, str) else missing)
         return files
+
+    def missing(self, metric: str) -> list[Path]:
+        """Those files of a metric that are not there, or not what they should be."""
+        absent = [path for path in self.files(metric) if not path.is_file()]
+        if metric == "clipiqa" and not absent and self.hashes(metric)["RN50.pt"] != _CLIP:
+            return list(self.files(metric))
+        return absent
 
     def name_of(self, file: Path) -> str:
         """A file's name within `place`, or as it is where it lies elsewhere."""
@@ -79,16 +90,19 @@ def _sha256(path: Path) -> str:
 def loading_from(weights: Weights) -> Generator[None]:
     """Lead PyTorch and pyiqa to the folder, keep them quiet, and let no pickle run code.
 
-    What holds a pickle is read as tensors alone (`weights_only`), whatever the library asks for.
+    Pickles are read as tensors alone (`weights_only`), whatever the library asks for. CLIP's file is
+    TorchScript, which pyiqa takes only with the published SHA-256.
     """
     from pyiqa.utils import download_util
 
     former_place, former_patience = torch.hub.get_dir(), socket.getdefaulttimeout()
     former_cache = download_util.DEFAULT_CACHE_DIR
+    former_offline = constants.HF_HUB_OFFLINE
     former_force = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
     torch.hub.set_dir(str(weights.place))
     download_util.DEFAULT_CACHE_DIR = str(weights.place / "pyiqa")
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    constants.HF_HUB_OFFLINE = weights.offline or former_offline
     socket.setdefaulttimeout(_PATIENCE)
     try:
         with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
@@ -96,6 +110,7 @@ def loading_from(weights: Weights) -> Generator[None]:
     finally:
         torch.hub.set_dir(former_place)
         download_util.DEFAULT_CACHE_DIR = former_cache
+        constants.HF_HUB_OFFLINE = former_offline
         socket.setdefaulttimeout(former_patience)
         if former_force is None:
             del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]

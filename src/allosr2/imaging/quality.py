@@ -143,20 +143,19 @@ def sharpness(sr: Float[Tensor, "b 3 h w"], hr: Float[Tensor, "b 3 h w"]) -> Flo
 
     Detail D is what a Gaussian blur takes from Y (`luma`) that halves the amplitude of an eighth of a cycle
     a pixel: the finest that an LR image of a quarter of the sides can hold. The figure is
-    `<D_sr, D_hr> / max(<D_sr, D_sr>, <D_hr, D_hr>)`, from -1 to 1. Blur makes it smaller, and so does
-    what HR has not: noise, invented texture, halos. A smooth picture has 0, as has one with detail in other
-    places, so that it does not reward blur as PSNR does. Borders are reflected. Float64. 1 where neither has
-    any detail, 0 where one alone has.
+    `2 <D_sr, D_hr> / (<D_sr, D_sr> + <D_hr, D_hr>)`, from -1 to 1. Blur makes it smaller, and so does all that
+    HR has not: noise, invented texture, halos. Detail of f times the strength has 2 f / (1 + f^2); a smooth
+    picture 0, as has one with unrelated detail. Borders are reflected. Float64. 1 where neither has any detail.
 
     Raises:
         ImageError: if the shapes differ.
     """
     _check_pair(sr, hr)
     of_sr, of_hr = _detail(luma(sr)), _detail(luma(hr))
-    agreement = (of_sr * of_hr).sum(dim=(1, 2, 3))
-    largest = torch.maximum(of_sr.square().sum(dim=(1, 2, 3)), of_hr.square().sum(dim=(1, 2, 3)))
+    agreement = 2 * (of_sr * of_hr).sum(dim=(1, 2, 3))
+    power = (of_sr.square() + of_hr.square()).sum(dim=(1, 2, 3))
     # one level in one pixel comes to about a half; below that is rounding
-    return torch.where(largest > 1e-6, agreement / largest, 1.0)
+    return torch.where(power > 1e-6, agreement / power, 1.0)
 
 
 def _detail(plane: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
