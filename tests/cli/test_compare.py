@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import signal
 import sys
 from pathlib import Path
 
@@ -222,6 +223,25 @@ def test_an_interruption_and_the_same_command_again(here, monkeypatch, capsys):
     assert partials == []
 
 
+def test_a_termination_ends_the_program_and_is_an_interruption(here, capsys):
+    code = "import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(20)"
+    # so that a run that does not heed it goes on, and fails here
+    former = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        assert run("bicubic", f"x={shlex.join([sys.executable, '-c', code])} {{lr}} {{sr}}") == 130
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, former)
+    assert capsys.readouterr().err.splitlines() == ["allosr2: interrupted"]
+    assert {path.name for path in Path("comparison/x").iterdir()} == {
+        "made.json",
+        "program.log",
+        "results",
+    }
+    assert not list(Path("comparison/x/results").iterdir())
+    assert not Path("comparison/table.md").exists()
+
+
 def test_common_images(here, capsys):
     Path("blocks/b_x4.png").unlink()
     assert refusal(capsys, "bicubic", "blocks") == (
@@ -325,6 +345,14 @@ def test_refused_metrics_and_pairs(here, capsys):
     Path("hr/b.png").unlink()
     line = refusal(capsys, "bicubic")
     assert line.startswith("lr/b.png has no partner in hr: 3 images in lr, 2 in hr; ")
+
+
+def test_images_too_small_for_a_metric_are_refused_before_anything_is_run(here, capsys):
+    expected = "lr/a.png, enlarged by 4, is 72 x 96 px, grid 16 px needs sides of 128 or more; leave grid-16 "
+    for hr in (True, False):
+        line = refusal(capsys, command(), hr=hr, metrics=("grid-8", "grid-16"))
+        assert line.startswith(expected)
+    assert not Path("enlarge.calls").exists()
 
 
 def test_results_in_the_place_of_a_methods_folder(here, capsys):

@@ -46,15 +46,15 @@ def test_numbers_plots_and_table(pairs: Path, tiny_model: Path, tmp_path: Path, 
     assert lines[:5] == [str(output / name) for name in (*PLOTS, "diagnosis.json")]
     assert {path.name for path in output.iterdir()} == {*PLOTS, "diagnosis.json"}
     fields = json.loads((output / "diagnosis.json").read_text())
-    assert list(fields["pairs"]) == ["a", "c"]
+    assert list(fields["pairs"]) == ["b", "d"]  # spread evenly
     assert fields["model"]["preset"] == "mild"
     assert len(fields["model"]["fingerprint"]) == 16
     assert fields["versions"].keys() == {"allosr2", "torch", "diffusers"}
     assert fields["t_star"]["of_the_model"] == 0.4
 
     model, frozen = AlloSR2.from_pretrained(tiny_model), load_frozen_codec(tiny_model)
-    small = torch.from_numpy(np.array(Image.open(pairs / "lr" / "c.png"))) / 255
-    hr = torch.from_numpy(np.array(Image.open(pairs / "hr" / "c.png"))) / 255
+    small = torch.from_numpy(np.array(Image.open(pairs / "lr" / "d.png"))) / 255
+    hr = torch.from_numpy(np.array(Image.open(pairs / "hr" / "d.png"))) / 255
     lr = torch.nn.functional.interpolate(
         small.permute(2, 0, 1)[None], scale_factor=4, mode="bicubic", antialias=True
     )[..., :32, :]
@@ -63,7 +63,7 @@ def test_numbers_plots_and_table(pairs: Path, tiny_model: Path, tmp_path: Path, 
         sr, z_lr, z_hr = model(lr), model.codec.encode(lr), frozen.encode(hr)
         error = (model.one_step(z_lr) - z_hr).square().mean().sqrt()
         sigma = (frozen.encode(lr) - z_hr).square().mean().sqrt()
-    found = fields["pairs"]["c"]
+    found = fields["pairs"]["d"]
     assert found["psnr_y"]["1"] == pytest.approx(float(psnr_y(sr, hr)), abs=0.01)
     assert found["error"]["1"] == pytest.approx(float(error), rel=1e-3)
     assert found["error_at"][4] == found["error"]["1"]

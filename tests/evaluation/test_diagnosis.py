@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -104,9 +105,29 @@ def test_means_and_the_exact_t_star_of_all_pairs() -> None:
         assert min(abs(exact - t) for t in times) < 1e-9
         snr = (1 / np.sort(times)[1] - 1) ** 2
         assert fields["snr"][f"{name}_encoder"] == pytest.approx(snr)
-    at = np.mean([pair["error_at"] for pair in pairs], axis=0)
-    assert fields["t_star"]["least_error_at_factor"] == fields["factors"][int(at.argmin())]
     assert fields["snr"]["of_the_path_at_t_star"] == pytest.approx((0.6 / 0.4) ** 2)
+
+
+def test_the_factor_of_least_error_is_that_of_the_plots_curve() -> None:
+    """Of errors relative to that at t*: pairs count alike, however large their errors are."""
+    pair = next(iter(diagnosis(1).pairs.values()))
+    small, large = (  # the mean error is least at the first factor, the mean ratio at the last
+        replace(
+            pair, error_at=[first, *[1.5 * at_t_star] * 3, at_t_star, *[1.5 * at_t_star] * 3, last]
+        )
+        for first, at_t_star, last in ((1.4, 1.0, 0.2), (80.0, 100.0, 130.0))
+    )
+    of_both = Diagnosis(t_star=0.4, pairs={"small": small, "large": large})
+    assert of_both.best_factor == of_both.fields()["t_star"]["least_error_at_factor"] == 1.5
+    assert of_both.means()["error_ratio_at"] == pytest.approx(
+        [1.1, *[1.5] * 3, 1, *[1.5] * 3, 0.75]
+    )
+    (axes, _) = PLOTS["t_star.png"](of_both).axes
+    lines = {str(line.get_label()): line for line in axes.get_lines()}
+    curve, mark = lines["mean of the pairs (2)"], lines["least: 1.5 t* = 0.600"]
+    least = int(np.argmin(curve.get_ydata()))
+    np.testing.assert_allclose(mark.get_xydata(), curve.get_xydata()[[least]])
+    np.testing.assert_allclose(mark.get_xydata(), [[0.6, 0.75]])
 
 
 def test_factors_that_lead_past_the_path_are_left_out() -> None:

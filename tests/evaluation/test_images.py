@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from allosr2.errors import DataError
-from allosr2.evaluation.images import all_partners, images_of, partners, sizes_of
+from allosr2.evaluation.images import all_partners, evenly, images_of, partners, sizes_of
 
 
 def save(path: Path, width: int = 3, height: int = 2, mode: str = "RGB") -> Path:
@@ -134,3 +134,12 @@ def test_unreadable_images_are_counted(tmp_path):
         sizes_of(images)
     assert str(caught.value).startswith(str(tmp_path / "b.png"))
     assert str(caught.value).endswith(" (one of 2 such files)")
+
+
+@pytest.mark.parametrize(
+    ("count", "limit", "places"),
+    [(100, 4, [12, 37, 62, 87]), (5, 2, [1, 3]), (3, 3, [0, 1, 2]), (2, 9, [0, 1]), (7, 1, [3])],
+)
+def test_names_spread_evenly(count, limit, places):
+    names = [str(place) for place in range(count)]
+    assert evenly(names, limit) == [str(place) for place in places]

@@ -138,8 +138,8 @@ def test_what_is_no_rgb_of_8_bits_is_said_and_measured(tmp_path, caplog):
     assert [values["grid-8"] for values in measured.images.values()] == pytest.approx([20, 20])
     (record,) = caplog.records
     assert record.getMessage() == (
-        f"2 images are not RGB of 8 bits ({tmp_path / 'deep.png'}): 16 bits were rounded, gray repeated, "
-        "opacity left out"
+        "2 images are not RGB of 8 bits and were converted, "
+        f"one of them {tmp_path / 'deep.png'} (rounded from 16 bits)"
     )
 
 

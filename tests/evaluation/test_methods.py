@@ -64,6 +64,7 @@ def test_words_and_their_names(tmp_path, monkeypatch):
         "mini": "mini",
         "unsere Größe=mini": "unsere Größe",
         "x=python s.py --lr={lr} --sr={sr}": "x",
+        "a - b, one-step=lanczos": "a - b, one-step",
     }
     assert {text: method_named(text).name for text in names} == names
     assert method_named("runs/osediff") == Folder(name="osediff", folder=Path("runs/osediff"))
@@ -102,6 +103,8 @@ def test_an_unknown_word(text, tmp_path, monkeypatch):
         "x=program {sr}",
         "program -i {lr} -o {sr}",
         "program --lr={lr} --sr={sr}",
+        "program --scale=4 -i {lr} -o {sr}",
+        "program file -s=4 -i {lr} -o {sr}",
         "/bin/program --lr={lr} " + "very " * 1000 + "{sr}",
     ],
 )

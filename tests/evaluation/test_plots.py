@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from io import BytesIO
 from itertools import combinations
 from pathlib import Path
@@ -135,3 +137,9 @@ def test_default_axes_are_what_every_result_has():
     assert default_axes(CROWD) == ("psnr", "musiq")
     assert default_axes([*CROWD, result("x", psnr=1, niqe=2)]) is None
     assert default_axes([result("x", lpips=1, niqe=2, fid=3)]) == ("lpips", "niqe")
+
+
+def test_plots_need_no_scipy():
+    """`allosr2 snr --plot` is promised to do with matplotlib."""
+    code = "import sys; sys.modules['scipy'] = None; import allosr2.evaluation.plots"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -110,7 +111,10 @@ def test_a_network_makes_each_result_once(lr, folder):
     assert (len(adding.loads), len(adding.seen)) == (1, 4)
 
 
-@pytest.mark.parametrize("change", ["lr", "method", "scale", "result", "record", "torn record"])
+@pytest.mark.parametrize(
+    "change",
+    ["lr", "method", "scale", "result", "size", "torn result", "record", "torn record", "fields"],
+)
 def test_what_has_changed_is_made_again(lr, folder, change):
     adding = Adding(5)
     run(adding.network(), lr, folder)
@@ -128,8 +132,14 @@ def test_what_has_changed_is_made_again(lr, folder, change):
             record.write_text(json.dumps(fields | {"scale": 4}))
         case "result":
             (folder / "results" / "b.png").unlink()
+        case "size":
+            save(folder / "results" / "b.png", 25, 9)
+        case "torn result":
+            (folder / "results" / "b.png").write_bytes(b"no image")
         case "record":
             record.unlink()
+        case "fields":
+            record.write_text(record.read_text().replace("seconds", "time"))
         case _:
             record.write_text(record.read_text()[:-9])
     made = run(method, lr, folder)
@@ -139,7 +149,7 @@ def test_what_has_changed_is_made_again(lr, folder, change):
         (120 if change == "lr" else 20) + more,
         30 + more,
     ]
-    if change in ("lr", "result"):
+    if change in ("lr", "result", "size", "torn result"):
         assert set(adding.seen) == {120 if change == "lr" else 20}
         assert made.images["a"].stat().st_mtime_ns == before
     else:
@@ -156,6 +166,27 @@ def test_more_and_fewer_images_cost_only_the_new_ones(lr, folder):
     adding.seen.clear()
     assert list(run(adding.network(), fewer, folder).images) == ["a", "c d"]
     assert adding.seen == []
+
+
+def test_the_note_names_what_the_seconds_are_of(lr, folder, monkeypatch):
+    adding = Adding(5)
+    monkeypatch.setattr(results, "describe_device", lambda _: "one thread")
+    run(adding.network(), {"a": lr["a"]}, folder)
+    monkeypatch.setattr(results, "describe_device", lambda _: "two threads")
+    assert run(adding.network(), {"a": lr["a"]}, folder).note == "adding 5, one thread"
+    assert run(adding.network(), lr, folder).note == "adding 5, one thread and two threads"
+    assert run(adding.network(), {"b": lr["b"]}, folder).note == "adding 5, two threads"
+
+
+def test_what_a_kill_has_left_is_cleared(lr, folder):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    save(folder / ".running-0" / "sr" / "a.png", 1)
+    (folder / "results").mkdir()
+    (folder / "results" / f".allosr2-{gone.pid}-0a.part").touch()
+    run(Adding(5).network(), lr, folder)
+    assert contents(folder) == {"made.json", *(f"results/{name}.png" for name in lr)}
+    assert not list(folder.glob(".*"))
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
@@ -305,7 +336,7 @@ def test_a_program_is_run_once(lr, folder, script, program, options):
     assert made.note == method.command
     assert run(method, lr, folder) == made
     assert calls(script) == 1
-    assert not list(folder.glob("tmp*"))
+    assert not list(folder.glob(".*"))
 
 
 def test_the_seconds_of_a_program_are_shared(lr, folder, program, monkeypatch):
@@ -330,6 +361,20 @@ def test_a_program_is_run_again_when_something_has_changed(lr, folder, script, p
         name: path for name, path in made.images.items() if name != "b"
     }
     assert calls(script) == 4
+
+
+def test_a_program_is_run_again_when_the_scale_or_a_size_is_another(lr, folder, script, program):
+    method = program(".png")
+    run(method, lr, folder)
+    save(folder / "results" / "a.png", 1, 9)
+    assert level_of(run(method, lr, folder).images["a"]) == 10
+    assert calls(script) == 2
+    record = folder / "made.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"scale": 3}))
+    run(method, lr, folder)
+    assert calls(script) == 3
+    with pytest.raises(DataError, match="8 x 8 px, 3 times its LR image is 12 x 12"):
+        make(method, lr, folder, scale=3, device=CPU)
 
 
 def test_results_go_to_the_longest_name_that_fits(folder, program, tmp_path):
@@ -367,7 +412,7 @@ def test_a_program_that_fails(lr, folder, script, program, options, words):
     assert (folder / "program.log").read_text() == "enlarging\na warning\n"
     # no part of its results
     assert contents(folder) <= {"program.log", "made.json"}
-    assert not list(folder.glob("tmp*"))
+    assert not list(folder.glob(".*"))
     assert len(run(program("_out.png"), lr, folder).images) == 3
 
 

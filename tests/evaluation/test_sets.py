@@ -12,12 +12,14 @@ import pytest
 from PIL import Image
 
 from allosr2.errors import ConfigError, DataError
+from allosr2.evaluation import sets
 from allosr2.evaluation.sets import (
     SETS,
     BenchmarkSet,
     check_set,
     open_pairs,
     open_set,
+    published_set,
     random_crop,
     set_named,
 )
@@ -75,7 +77,7 @@ def test_the_fields_sets():
         assert known.name == name
         assert len(known.names) in (0, known.count)
     assert SETS["realsr"].names[::50] == ("Canon_001_LR4", "Nikon_001_LR4")
-    assert SETS["reallq250"].names[-1] == "250"
+    assert SETS["reallq250"].names == ()
 
 
 def test_an_unknown_set():
@@ -181,6 +183,26 @@ def test_a_wrong_number(folder):
     )
 
 
+def test_as_many_images_of_other_names(folder):
+    for part in ("lr", "hr"):
+        (folder / part / "b.png").rename(folder / part / "x.png")
+    assert complaint(TINY, folder) == (
+        f"{folder / 'lr'} holds 3 images, Tiny has 3: b is missing; unpack the tests again"
+    )
+    assert check_set(replace(TINY, names=()), folder).published
+
+
+def test_the_set_that_a_folder_holds(folder, monkeypatch):
+    monkeypatch.setattr(sets, "SETS", {"blind": replace(BLIND, name="blind"), "tiny": TINY})
+    assert published_set(folder) == TINY
+    (folder / "set.json").write_text("{}")
+    assert published_set(folder) is None
+    (folder / "set.json").unlink()
+    save(folder / "lr" / "a.png", 5)
+    assert published_set(folder) is None
+    assert published_set(folder / "absent") is None
+
+
 def test_two_images_of_one_name(folder):
     save(folder / "lr" / "a.bmp", 4)
     first, second = folder / "lr" / "a.bmp", folder / "lr" / "a.png"
@@ -280,6 +302,7 @@ def test_realsr(shared_data, tmp_path):
     assert (len(found.lr), found.scale) == (100, 4)
     assert found.hr is not None
     assert tuple(found.lr) == tuple(found.hr) == SETS["realsr"].names
+    assert published_set(shared_data / "realsr") == SETS["realsr"]
     for part in ("lr", "hr"):
         (tmp_path / part).mkdir()
         for name in list(found.lr)[1:]:

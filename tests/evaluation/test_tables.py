@@ -89,8 +89,19 @@ def test_differences_to_published_rows():
         "-",
     ]
     assert "- \\* The difference is more than half a unit of the last digit" in text
-    assert "$+0.00047^{*}$" in table(results, "realsr").latex()
+    assert " & +0.00047$^{*}$ & " in table(results, "realsr").latex()
+    assert " & $-$0.005$^{*}$ & " in table(results, "realsr").latex()
     assert "<td>−0.005<sup>*</sup></td>" in table(results, "realsr").html()  # noqa: RUF001
+
+
+def test_negative_figures_are_marked_as_any_others():
+    """NIQE and PSNR of poor images fall below 0."""
+    results = [result("x", psnr=-3.25, niqe=-1.5), result("y", psnr=-4.5, niqe=float("nan"))]
+    made = table(results, None)
+    assert "x & \\textbf{$-$3.25} & $-$1.50 \\\\" in made.latex()
+    assert "y & \\underline{$-$4.50} & - \\\\" in made.latex()
+    assert "| x | **-3.25** | -1.50 |" in made.markdown()
+    assert "<td><b>−3.25</b></td><td>−1.50</td>" in made.html()  # noqa: RUF001
 
 
 def test_half_a_unit_is_still_rounding():
@@ -115,14 +126,6 @@ def test_published_rows_stand_apart_and_are_ranked_among_themselves():
     assert line_of(text, "SinSR")[1] == "<u>26.30</u>"
     assert line_of(text, "bicubic")[1] == "**99.00**"
     assert "measured - published" not in text
-
-
-def test_published_rows_are_ranked_with_measured_ones_if_asked():
-    results = [result("bicubic", psnr=26.31), result("mini", psnr=1.0)]
-    text = table(results, "realsr", rank_published=True).markdown()
-    assert line_of(text, "bicubic")[1] == line_of(text, "ResShift")[1] == "**26.31**"
-    assert line_of(text, "SinSR")[1] == "<u>26.30</u>"
-    assert line_of(text, "mini")[1] == "1.00"
 
 
 def test_one_row_is_neither_best_nor_second():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +19,7 @@ from allosr2.cli.train import (
     terminated_as_interrupted,
     train_with_bar,
 )
-from allosr2.errors import ConfigError, DataError, one_line
+from allosr2.errors import ConfigError, one_line
 from allosr2.evaluation.ablation import TABLE_2, named_settings
 from allosr2.training.config import AlloSR2Training
 from allosr2.training.recipes import recipes
@@ -83,6 +82,7 @@ def ablate(config: Ablate) -> int:
 
     require_evaluation()
     from allosr2.evaluation.ablation_run import measure_settings, train_settings
+    from allosr2.evaluation.measure import check_images, pair_images
     from allosr2.evaluation.pairs import pairs_of
     from allosr2.training.distributed import started_processes
 
@@ -94,7 +94,8 @@ def ablate(config: Ablate) -> int:
         )
     # what measures is looked at before hours of training
     images = pairs_of(config.pairs, config.recipe.scale)
-    scorers, skipped = scorers_of(_measuring(config), hr=True, lr=True)
+    scorers, skipped = scorers_of(_measuring(config), len(images.lr), hr=True, lr=True)
+    check_images(pair_images(images.lr), scorers, scale=config.recipe.scale)
     try:
         with terminated_as_interrupted():
             settings = train_settings(
@@ -155,22 +156,23 @@ def _write(config: Ablate, ablation: Ablation, by: Sequence[str]) -> tuple[str, 
     """Write what was measured; returns the table and the files."""
     import json
 
-    from allosr2.evaluation.sets import SETS, check_set
+    from allosr2.evaluation.sets import SETS, published_set
     from allosr2.evaluation.tables import ablation_table
     from allosr2.storage import save_text
 
-    name = config.pairs.resolve().name
-    for known in SETS.values():
-        with suppress(DataError):
-            check_set(known, config.pairs)
-            name = known.name
+    known = published_set(config.pairs)
+    name = config.pairs.resolve().name if known is None else known.name
+    if known is None and name in SETS:
+        name = f"{name}, not as published"
+    order = (*TABLE_2, *ablation.measured)  # the paper's rows in its order, then the others
+    measured = {s: ablation.measured[s] for s in order if s in ablation.measured}
     run = ablation.settings[0].config.run
     trained = f"{run.steps} steps of {run.batch_size} images each, seed {run.seed}, one t*"
     notes = [
         f"Recipe {config.recipe.run.recipe}: {trained}.",
         f"Measured by {', '.join(dict.fromkeys(by))}.",
     ]
-    table = ablation_table({name: ablation.measured}, notes=notes)
+    table = ablation_table({name: measured}, notes=notes)
     output = config.recipe.run.output
     texts = {
         output / "table.md": table.markdown(),

@@ -14,6 +14,7 @@ from rich.progress import TextColumn
 from allosr2.cli.console import console, progress_bar
 from allosr2.cli.files import make_folder
 from allosr2.cli.measuring import Measuring, measure_into, require_evaluation, scorers_of
+from allosr2.cli.train import terminated_as_interrupted
 from allosr2.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def compare(config: Compare) -> int:
     require_evaluation()
     from allosr2.devices import resolve_device
     from allosr2.evaluation.comparison import write_comparison
-    from allosr2.evaluation.measure import pair_images
+    from allosr2.evaluation.measure import check_images, pair_images
     from allosr2.evaluation.methods import Folder, method_named
     from allosr2.evaluation.results import found, make
     from allosr2.evaluation.summary import Result
@@ -71,13 +72,15 @@ def compare(config: Compare) -> int:
     folders = _folders(methods, config.output)
     images = _images(config, methods)
     hr, scale = images.hr, images.scale or config.scale
+    # what can be refused is, before methods are run for hours
     for method in methods:
-        if isinstance(method, Folder):  # before others are run for hours
+        if isinstance(method, Folder):
             found(method, images.lr, scale)
-    scorers, skipped = scorers_of(config.measuring, hr=hr is not None, lr=True)
+    scorers, skipped = scorers_of(config.measuring, len(images.lr), hr=hr is not None, lr=True)
+    check_images(pair_images(images.lr), scorers, scale=scale)
     make_folder(config.output)
     results: list[Result] = []
-    with locked(config.output):
+    with locked(config.output), terminated_as_interrupted():
         for method in methods:
             make_folder(folders[method.name])
             with progress_bar(TextColumn("{task.completed}/{task.total}", markup=False)) as bar:

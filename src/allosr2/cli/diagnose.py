@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,12 +39,13 @@ def diagnose(config: Diagnose) -> int:
     """Measure pair by pair, then write and print; returns the exit code."""
     _check(config)
 
+    from allosr2.evaluation.images import evenly
     from allosr2.evaluation.pairs import pairs_of, read_pair
     from allosr2.model import ModelConfig, model_folder
 
     scale = ModelConfig.read(model_folder(config.model)).scale
     images = pairs_of(config.pairs, scale)
-    names = _spread(list(images.lr), config.limit)
+    names = evenly(list(images.lr), config.limit or len(images.lr))
 
     import torch
 
@@ -114,12 +114,6 @@ def _check(config: Diagnose) -> None:
         raise ConfigError(
             f"output is {output}: {nearest} is no folder that can be written in; choose another"
         )
-
-
-def _spread(names: Sequence[str], limit: int | None) -> list[str]:
-    """No more than `limit` names, evenly spread from the first on."""
-    count = min(limit or len(names), len(names))
-    return [names[index * len(names) // count] for index in range(count)]
 
 
 def _write(folder: Path, diagnosis: Diagnosis, about: dict[str, Any]) -> list[Path]:

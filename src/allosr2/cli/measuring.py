@@ -33,8 +33,8 @@ class Measuring:
     """Which metrics, and how they are computed."""
 
     metrics: tuple[str, ...] = ()
-    """Metrics; by default the paper's: psnr ssim lpips dists fid niqe musiq maniqa clipiqa, then sharpness,
-    color-shift, grid-8 and grid-16, and with --perceptual lpips-squeeze."""
+    """Metrics. Without any: psnr ssim lpips dists fid niqe musiq maniqa clipiqa (the paper's), sharpness,
+    color-shift, grid-8 and grid-16, those that the images allow, and with --perceptual lpips-squeeze."""
     perceptual: Path | None = None
     """LPIPS weights on SqueezeNet 1.1 (safetensors), as for training."""
     niqe: Path | None = None
@@ -110,9 +110,11 @@ def scorers_of(
     skipped |= too_few
     for name, reason in skipped.items():
         logger.warning("%s is skipped: %s", METRICS[name].title, reason)
-    if skipped and measuring.offline:
+    if any("its weights" in reason for reason in skipped.values()):
         logger.warning(
-            "absent weights are looked for in %s, and fetched without --offline", weights.place
+            "weights are looked for in %s; --weights DIR names another folder, --niqe FILE NIQE's own file, and "
+            "--offline fetches none",
+            weights.place,
         )
     if not scorers:
         raise ConfigError("no metric is left; name others with --metrics, or give their weights")

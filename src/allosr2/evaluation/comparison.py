@@ -20,7 +20,7 @@ from allosr2.evaluation.tables import table
 from allosr2.imaging.io import image_from_any, read_rgb, to_array, write_image
 from allosr2.imaging.picture import Picture
 from allosr2.imaging.resize import resize
-from allosr2.storage import save_text
+from allosr2.storage import clear_partials, save_text
 
 WRITTEN = ("report.html", "table.md", "table.tex", "crops", "perception_distortion.png")
 """What a comparison is written to."""
@@ -39,6 +39,8 @@ def write_comparison(
     pages: int,
 ) -> list[Path]:
     """Write `table.md`, `table.tex`, `crops/`, `perception_distortion.png` and `report.html` into a folder.
+
+    A former comparison is taken away before, so that a kill never leaves parts of both.
 
     Args:
         output: exists.
@@ -61,21 +63,18 @@ def write_comparison(
     figures = table(results, set_name, notes=[f"Measured by {', '.join(dict.fromkeys(by))}."])
     made = [f"{result.method}: {result.note}." for result in results if result.note]
     noted = replace(figures, notes=(*figures.notes, *made))  # the page lists them itself
+    sheets = {name: _sheet(name, images, results) for name in most_different(results, crops)}
+    axes = default_axes(results)
+    plot = None if axes is None else drawn(perception_distortion(results, set_name, *axes))
     written = [output / name for name in WRITTEN[:3]]
     try:
-        save_text(written[1], noted.markdown() + "\n")
-        save_text(written[2], noted.latex() + "\n")
-        sheets = {name: _sheet(name, images, results) for name in most_different(results, crops)}
-        _clear(output, images)
+        _clear(output)
         if sheets:
             (output / "crops").mkdir(exist_ok=True)
         for name, sheet in sheets.items():
             written.append(output / "crops" / f"{name}.png")
             write_image(written[-1], Picture(color=sheet))
-        axes = default_axes(results)
-        plot = None
-        if axes is not None:
-            plot = drawn(perception_distortion(results, set_name, *axes))
+        if plot is not None:
             written.append(output / "perception_distortion.png")
             write_image(written[-1], Picture(color=plot))
         write_report(
@@ -94,6 +93,8 @@ def write_comparison(
             sheets=sheets,
             limit=pages,
         )
+        save_text(written[1], noted.markdown() + "\n")
+        save_text(written[2], noted.latex() + "\n")
     except OSError as error:
         raise ConfigError(
             f"{output} cannot be written ({error.strerror}); choose another --output"
@@ -101,12 +102,11 @@ def write_comparison(
     return written
 
 
-def _clear(output: Path, images: SetFolder) -> None:
-    """Take away the pictures of a former comparison, which may show other methods."""
-    for path in (
-        output / "perception_distortion.png",
-        *(output / "crops" / f"{name}.png" for name in images.lr),
-    ):
+def _clear(output: Path) -> None:
+    """Take away a former comparison, which may be of other methods and images."""
+    crops = output / "crops"
+    clear_partials([crops])
+    for path in (*(output / name for name in WRITTEN if name != crops.name), *crops.glob("*.png")):
         path.unlink(missing_ok=True)
 
 

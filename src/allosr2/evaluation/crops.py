@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 
-from allosr2.errors import ConfigError, ImageError
+from allosr2.errors import ImageError
 from allosr2.imaging.io import image_from_any
 from allosr2.imaging.quality import luma
 from allosr2.imaging.sheet import sheet
@@ -48,22 +48,21 @@ def crop_sheet(
     whole: UInt8[np.ndarray, "h w 3"],
     *,
     hr: UInt8[np.ndarray, "h w 3"] | None = None,
-    box: Box | None = None,
     side: int = 256,
 ) -> UInt8[np.ndarray, "height width 3"]:
     """The whole picture with a box, and beside it what each method, and last HR, has in the box.
+
+    The box is a window of a quarter of the shorter side, where the results differ most (`find_crop`), or where
+    a single one differs from HR.
 
     Args:
         name: of the picture; its caption.
         pictures: the methods' results by the methods' names, at least one.
         whole: what the box is drawn on: LR enlarged to the size of the results, or HR.
         hr: the last crop; left out if None.
-        box: what is shown; None looks where the results differ most (`find_crop`; a single one: from HR),
-            in a window of a quarter of the shorter side.
         side: of each crop as it is shown, enlarged by nearest neighbor, in pixels.
 
     Raises:
-        ConfigError: for a box that does not lie in the picture.
         ImageError: if the pictures differ in size.
     """
     panels = [*pictures.items(), *([] if hr is None else [("HR", hr)])]
@@ -73,17 +72,9 @@ def crop_sheet(
                 f"{name}: {method} has {_size(picture)} px, the whole picture {_size(whole)} px; "
                 "give pictures of one size"
             )
-    if box is None:
-        compared = list(pictures.items()) if len(pictures) > 1 else panels
-        size = max(min(whole.shape[:2]) // 4, 1)
-        box = find_crop([picture for _, picture in compared], size)
+    compared = list(pictures.items()) if len(pictures) > 1 else panels
+    box = find_crop([picture for _, picture in compared], max(min(whole.shape[:2]) // 4, 1))
     left, top, size = box
-    height, width = whole.shape[:2]
-    if size < 1 or min(left, top) < 0 or left + size > width or top + size > height:
-        raise ConfigError(
-            f"crop {left},{top},{size} (left, top, side) leaves {name}, {_size(whole)} px; "
-            "choose one inside"
-        )
     crops = [
         (method, _enlarged(picture[top : top + size, left : left + size], side))
         for method, picture in panels

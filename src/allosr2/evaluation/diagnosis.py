@@ -56,6 +56,12 @@ class PairDiagnosis:
     frozen: LatentPower
     """Eq. 6's two numbers, z_lr by its base's, as the paper defines t*."""
 
+    @property
+    def error_ratio_at(self) -> list[float]:
+        """`error_at` relative to that of one step from t* itself."""
+        at_t_star = self.error_at[FACTORS.index(1.0)]
+        return [error / at_t_star for error in self.error_at]
+
     def fields(self) -> dict[str, Any]:
         """As JSON."""
         return {
@@ -68,6 +74,7 @@ class PairDiagnosis:
             "psnr_y": _by_steps(self.psnr_y),
             "ssim_y": _by_steps(self.ssim_y),
             "error_at": list(self.error_at),
+            "error_ratio_at": self.error_ratio_at,
             "t_adapted": float(self.adapted.pair_times),
             "t_frozen": float(self.frozen.pair_times),
         }
@@ -104,9 +111,9 @@ class Diagnosis:
 
     @property
     def best_factor(self) -> float:
-        """The factor at which the mean error of one step is least."""
-        errors = self.means()["error_at"]
-        return self.factors[errors.index(min(errors))]
+        """The factor at which one step's error, relative to that at t*, is least on average."""
+        ratios = self.means()["error_ratio_at"]
+        return self.factors[ratios.index(min(ratios))]
 
     def means(self) -> dict[str, Any]:
         """Every number's mean over the pairs, each point of a curve by itself."""

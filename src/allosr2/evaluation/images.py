@@ -81,6 +81,12 @@ def sizes_of(images: Mapping[str, Path]) -> dict[str, tuple[int, int]]:
     return sizes
 
 
+def evenly(names: Sequence[str], limit: int) -> list[str]:
+    """At most `limit` (1 or more) of the names, evenly spread, in their order."""
+    number = min(limit, len(names))
+    return [names[(2 * place + 1) * len(names) // (2 * number)] for place in range(number)]
+
+
 def folder_of(images: Mapping[str, Path]) -> Path:
     """The folder that images lie in."""
     return next(iter(images.values())).parent

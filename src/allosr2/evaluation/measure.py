@@ -66,9 +66,10 @@ def pair_images(
     }
 
 
-def check_images(pairs: Mapping[str, Pair], scorers: Sequence[Scorer]) -> None:
+def check_images(pairs: Mapping[str, Pair], scorers: Sequence[Scorer], *, scale: int = 1) -> None:
     """Look, by headers, whether metrics can be computed.
 
+    Where SR images are still to be made, `pairs` has what they are made of; sides become `scale` times larger.
     Raises ImageError for the first SR image that is too small for a metric, and DataError for too few images.
     """
     for metric in (scorer.metric for scorer in scorers if scorer.of_set is not None):
@@ -76,11 +77,13 @@ def check_images(pairs: Mapping[str, Pair], scorers: Sequence[Scorer]) -> None:
             raise DataError(
                 f"{metric.title} compares sets of 2 images or more; leave {metric.name} out with --metrics"
             )
-    for name, (height, width) in sizes_of({name: pair.sr for name, pair in pairs.items()}).items():
+    enlarged = f", enlarged by {scale}," if scale > 1 else ""
+    for name, sides in sizes_of({name: pair.sr for name, pair in pairs.items()}).items():
+        height, width = (scale * side for side in sides)
         for metric in (scorer.metric for scorer in scorers):
             if min(height, width) < metric.least_side:
                 raise ImageError(
-                    f"{pairs[name].sr} is {width} x {height} px, {metric.title} needs sides of "
+                    f"{pairs[name].sr}{enlarged} is {width} x {height} px, {metric.title} needs sides of "
                     f"{metric.least_side} or more; leave {metric.name} out with --metrics"
                 )
 
@@ -114,7 +117,7 @@ def measure(
     kept = _Journal(journal)
     of_image = [scorer for scorer in scorers if scorer.of_image is not None]
     values: dict[str, dict[str, float]] = {}
-    converted: set[Path] = set()
+    converted: dict[Path, str] = {}
     threads = torch.get_num_threads()
     on_gpu = any(scorer.device == "cuda" for scorer in scorers)
     workers = workers or (2 if on_gpu else threads)
@@ -134,9 +137,9 @@ def measure(
         }
     if converted:
         logger.warning(
-            "%d images are not RGB of 8 bits (%s): 16 bits were rounded, gray repeated, opacity left out",
+            "%d images are not RGB of 8 bits and were converted, one of them %s (%s)",
             len(converted),
-            min(converted),
+            *min((str(path), how) for path, how in converted.items()),
         )
     return Measured(
         images={name: values[name] for name in pairs},
@@ -225,7 +228,7 @@ def _key(scorer: Scorer, *files: str) -> str:
 
 
 def _values(
-    pair: Pair, scorers: Sequence[Scorer], kept: _Journal, converted: set[Path]
+    pair: Pair, scorers: Sequence[Scorer], kept: _Journal, converted: dict[Path, str]
 ) -> tuple[dict[str, float], dict[str, float]]:
     """All values of a pair by metric, and by key those that were not known."""
     digests: dict[Path, str] = {}
@@ -245,11 +248,16 @@ def _values(
     return values, new
 
 
-def _rgb(path: Path, converted: set[Path]) -> Float[Tensor, "1 3 h w"]:
+def _rgb(path: Path, converted: dict[Path, str]) -> Float[Tensor, "1 3 h w"]:
     picture = read_image(path)
     color = picture.color
-    if color.dtype != np.uint8 or color.shape[2] != 3 or picture.alpha is not None:
-        converted.add(path)
+    how = [
+        *(["rounded from 16 bits"] if color.dtype != np.uint8 else []),
+        *(["gray"] if color.shape[2] != 3 else []),
+        *(["opacity left out"] if picture.alpha is not None else []),
+    ]
+    if how:
+        converted[path] = ", ".join(how)
     return image_from_any(np.broadcast_to(rounded(color, np.uint8), (*color.shape[:2], 3)))
 
 

@@ -29,8 +29,8 @@ Enlarge = Callable[[Float[Tensor, "1 3 h w"]], Float[Tensor, "1 3 height width"]
 INTERPOLATIONS = ("bicubic", "lanczos")
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-# no command begins with a folder: `program --lr={lr}` has no name
-_NAMED = re.compile(r"(?P<name>[^=/{}]+)=(?P<value>[^{].*)", re.DOTALL)
+# no command begins with a folder: `program --lr={lr}` has no name, nor has `program --scale=4 -i {lr}`
+_NAMED = re.compile(r"(?P<name>((?!\s-\S)[^=/{}])+)=(?P<value>[^{].*)", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import product
 from math import cos, isfinite, pi, sin
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -18,7 +18,11 @@ from matplotlib.transforms import Bbox
 from allosr2.errors import ConfigError
 from allosr2.evaluation.metrics import METRICS
 from allosr2.evaluation.published import SET_TITLES, published, published_rows
-from allosr2.evaluation.summary import Result
+
+if TYPE_CHECKING:
+    from allosr2.evaluation.summary import (
+        Result,
+    )  # it imports scipy, which `allosr2 snr` does without
 
 _DISTORTION = ("psnr", "lpips", "ssim", "dists", "lpips-squeeze")
 _PERCEPTION = ("musiq", "maniqa", "clipiqa", "niqe", "fid")

@@ -15,6 +15,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from allosr2.errors import ConfigError
+from allosr2.evaluation.images import evenly
 from allosr2.evaluation.metrics import METRICS
 from allosr2.evaluation.summary import Result
 from allosr2.evaluation.typeset import Table
@@ -94,12 +95,6 @@ def write_report(
         raise ConfigError(
             f"cannot write {path}: {error.strerror}; choose a writable folder"
         ) from error
-
-
-def evenly(names: Sequence[str], limit: int) -> list[str]:
-    """At most `limit` (1 or more) of the names, evenly spread, in their order."""
-    count = min(limit, len(names))
-    return [names[(2 * place + 1) * len(names) // (2 * count)] for place in range(count)]
 
 
 def _metrics(results: Sequence[Result]) -> list[dict[str, Any]]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
-import subprocess
+import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -20,12 +21,22 @@ from allosr2.errors import ConfigError, DataError, ImageError
 from allosr2.evaluation.images import count, images_of, partners, sizes_of
 from allosr2.evaluation.measure import Progress, digest
 from allosr2.evaluation.methods import Folder, Method, Network, Program
-from allosr2.imaging.io import find_images, image_from_any, read_rgb, to_array, write_image
+from allosr2.evaluation.processes import run_to_end
+from allosr2.imaging.io import (
+    find_images,
+    image_from_any,
+    read_rgb,
+    read_size,
+    to_array,
+    write_image,
+)
 from allosr2.imaging.picture import Picture
-from allosr2.storage import save_text
+from allosr2.storage import clear_partials, save_text
 
 RECORD = "made.json"
 LOG = "program.log"
+RUNNING = ".running-"
+"""Begins the name of the folder that a program works in; one that is found is of a run that was killed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +51,17 @@ class Made:
     """What made them, in one line."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Entry:
+    """How one result came about."""
+
+    lr: str
+    """Digest of its LR image."""
+    seconds: float
+    device: str
+    """What the seconds are of; empty for a program, which chooses its own."""
+
+
 def make(
     method: Method,
     lr: Mapping[str, Path],
@@ -51,8 +73,9 @@ def make(
 ) -> Made:
     """Results of a method for LR images, made in `folder/results` where they are not there yet.
 
-    A result is made again when its LR image or the method has changed. What a run that was stopped has made
-    is kept; a program's images all together or not at all.
+    A result is made again when its LR image, the method or the scale has changed, or it has not the size that
+    is due. A program counts as the same when its command line is: to run it again, remove `folder`. What a run
+    that was stopped has made is kept; a program's images all together or not at all.
 
     Args:
         method: what to run; a folder's results stay where they are.
@@ -67,6 +90,7 @@ def make(
         ConfigError: for a program that fails, and if results cannot be written.
         ModelError: for a network that cannot be loaded or is of another scale.
     """
+    _clear(folder)
     match method:
         case Folder():
             return found(method, lr, scale)
@@ -103,11 +127,8 @@ def _by_network(
     digests = {name: digest(path) for name, path in lr.items()}
     made = _record(folder, by)
     targets = {name: results / f"{name}.png" for name in lr}
-    to_do = [
-        name
-        for name in lr
-        if made.get(name, {}).get("lr") != digests[name] or not targets[name].is_file()
-    ]
+    kept = _kept(made, digests, targets, lr, scale)
+    to_do = [name for name in lr if name not in kept]
     if to_do:
         enlarge = method.load(scale, device)
         # what is replaced belongs to nothing until it is made: a kill must not leave it to a former method
@@ -122,42 +143,57 @@ def _by_network(
             sr = enlarge(image)
             seconds = time.perf_counter() - started
             write_image(targets[name], Picture(color=to_array(sr)))
-            made[name] = {"lr": digests[name], "seconds": seconds}
+            made[name] = _Entry(lr=digests[name], seconds=seconds, device=describe_device(device))
             _save(folder, by, made)
     progress(len(lr))
-    return Made(
-        images=targets, seconds=_median(made, lr), note=f"{method.note}, {describe_device(device)}"
-    )
+    devices = dict.fromkeys(made[name].device for name in lr)
+    note = f"{method.note}, {' and '.join(devices)}"
+    return Made(images=targets, seconds=median(made[name].seconds for name in lr), note=note)
 
 
 def _by_program(method: Program, lr: Mapping[str, Path], folder: Path, scale: int) -> Made:
     results = folder / "results"
     _make_folder(results)
-    by = {"by": method.command}
+    by = {"by": method.command, "scale": scale}
     digests = {name: digest(path) for name, path in lr.items()}
     made = _record(folder, by)
     images = {path.stem: path for path in find_images(results)}
-    if any(made.get(n, {}).get("lr") != digests[n] or n not in images for n in lr):
+    if len(_kept(made, digests, images, lr, scale)) < len(lr):
         _save(folder, by, {})
         for path in images.values():  # of another command, or of other images
             path.unlink()
         seconds = _run(method, lr, scale, results, folder / LOG)
-        made = {name: {"lr": digests[name], "seconds": seconds / len(lr)} for name in lr}
+        made = {name: _Entry(lr=digests[name], seconds=seconds / len(lr), device="") for name in lr}
         _save(folder, by, made)
         images = {path.stem: path for path in find_images(results)}
     return Made(
-        images={name: images[name] for name in lr}, seconds=_median(made, lr), note=method.command
+        images={name: images[name] for name in lr},
+        seconds=median(made[name].seconds for name in lr),
+        note=method.command,
     )
 
 
-def _median(made: Mapping[str, Mapping[str, Any]], lr: Mapping[str, Path]) -> float:
-    seconds: list[float] = [made[name]["seconds"] for name in lr]
-    return median(seconds)
+def _kept(
+    made: Mapping[str, _Entry],
+    digests: Mapping[str, str],
+    images: Mapping[str, Path],
+    lr: Mapping[str, Path],
+    scale: int,
+) -> set[str]:
+    """Names of the results that need not be made again: of the same LR image, and of the size that is due."""
+    kept: set[str] = set()
+    for name, path in lr.items():
+        if name in made and made[name].lr == digests[name] and name in images:
+            height, width = read_size(path)
+            with suppress(ImageError):
+                if read_size(images[name]) == (scale * height, scale * width):
+                    kept.add(name)
+    return kept
 
 
 def _run(method: Program, lr: Mapping[str, Path], scale: int, results: Path, log: Path) -> float:
     """Run a program on a folder of LR images and move what it made to `results`; returns its seconds."""
-    with TemporaryDirectory(dir=results.parent) as place:
+    with TemporaryDirectory(prefix=RUNNING, dir=log.parent, ignore_cleanup_errors=True) as place:
         inputs, outputs = Path(place, "lr").absolute(), Path(place, "sr").absolute()
         inputs.mkdir()
         outputs.mkdir()
@@ -169,10 +205,7 @@ def _run(method: Program, lr: Mapping[str, Path], scale: int, results: Path, log
         ]
         started = time.perf_counter()
         try:
-            with log.open("wb") as said:
-                code = subprocess.run(
-                    words, stdin=subprocess.DEVNULL, stdout=said, stderr=said, check=False
-                ).returncode
+            code = run_to_end(words, log)
         except OSError as error:
             raise ConfigError(
                 f"method {method.name}: {words[0]} cannot be run ({error.strerror}); check the command"
@@ -229,18 +262,28 @@ def _check_sizes(results: Mapping[str, Path], lr: Mapping[str, Path], scale: int
         )
 
 
-def _record(folder: Path, by: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _clear(folder: Path) -> None:
+    """Take away what a run that was killed has left in a method's folder."""
+    clear_partials([folder / "results"])
+    for place in folder.glob(f"{RUNNING}*"):
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _record(folder: Path, by: Mapping[str, Any]) -> dict[str, _Entry]:
     """What was made in a folder by the same method, by image; empty where that was another one."""
     try:
         record = json.loads((folder / RECORD).read_text())
-        return record["images"] if {name: record[name] for name in by} == by else {}
-    except (OSError, ValueError, KeyError, TypeError):
+        if {name: record[name] for name in by} != by:
+            return {}
+        return {name: _Entry(**entry) for name, entry in record["images"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
-def _save(folder: Path, by: Mapping[str, Any], made: Mapping[str, Mapping[str, Any]]) -> None:
+def _save(folder: Path, by: Mapping[str, Any], made: Mapping[str, _Entry]) -> None:
+    images = {name: asdict(entry) for name, entry in made.items()}
     try:
-        save_text(folder / RECORD, json.dumps({**by, "images": made}, indent=2))
+        save_text(folder / RECORD, json.dumps({**by, "images": images}, indent=2))
     except OSError as error:
         raise _not_written(folder, error) from error
 

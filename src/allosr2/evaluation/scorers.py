@@ -211,6 +211,13 @@ def _given(reference: Image | None) -> Image:
     return reference
 
 
+def _no_niqe(path: Path) -> ModelError:
+    return ModelError(
+        f"{path}: no NIQE parameters are in it; name niqe_modelparameters.mat as published, or an .npz with "
+        "mu_pris_param (36) and cov_pris_param (36 x 36)"
+    )
+
+
 def _niqe_parameters(path: Path) -> io.BytesIO:
     """NIQE's parameters as the `.mat` file that pyiqa reads."""
     try:
@@ -220,13 +227,11 @@ def _niqe_parameters(path: Path) -> io.BytesIO:
         else:
             with np.load(path, allow_pickle=False) as held:
                 mean, covariance = held["mu_pris_param"], held["cov_pris_param"]
-        if (mean.size, covariance.shape) != (36, (36, 36)):
-            raise ValueError(f"shapes {mean.shape} and {covariance.shape}")
-    except Exception as error:  # scipy's readers raise what they meet
-        raise ModelError(
-            f"{path}: not NIQE's parameters ({one_line(error)}); name niqe_modelparameters.mat as published, "
-            "or an .npz with mu_pris_param (36) and cov_pris_param (36 x 36)"
-        ) from error
+        fits = (mean.size, covariance.shape) == (36, (36, 36))
+    except Exception as error:  # scipy's and numpy's readers raise what they meet
+        raise _no_niqe(path) from error
+    if not fits:
+        raise _no_niqe(path)
     content = io.BytesIO()
     scipy.io.savemat(content, {"mu_prisparam": mean, "cov_prisparam": covariance})
     content.seek(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import product
@@ -38,7 +39,7 @@ class BenchmarkSet:
     folders: tuple[str, str]
     """Its folders of LR and of HR images; `lr` and `hr` will do as well."""
     names: tuple[str, ...] = ()
-    """Names of the LR images without suffix, where they follow a pattern."""
+    """Names of the LR images without suffix, which are checked; none where they are not known for sure."""
 
 
 _STABLESR = "the test sets of StableSR (arXiv:2305.07015)"
@@ -84,7 +85,6 @@ _ALL = (
         source="the benchmark of DreamClear (arXiv:2410.18666)",
         archive="RealLQ250",
         folders=("lq", "gt"),
-        names=tuple(f"{i:03d}" for i in range(1, 251)),
     ),
 )
 
@@ -134,12 +134,12 @@ def check_set(expected: BenchmarkSet, folder: Path) -> SetFolder:
 
     Raises:
         DataError: one line that names the first thing that is wrong, and how many there are: no such folder, an
-            image that cannot be read or has no partner, a wrong number, a wrong size.
+            image that cannot be read or has no partner, a wrong number, another name, a wrong size.
     """
     lr_folder, hr_folder = _find(expected, folder)
     lr = images_of(lr_folder)
     hr = None if hr_folder is None else all_partners(lr, images_of(hr_folder))
-    _check_count(expected, lr, lr_folder)
+    _check_names(expected, lr, lr_folder)
     for images, side in ((lr, expected.lr_side), (hr or {}, expected.hr_side)):
         sizes = sizes_of(images)
         wrong = [name for name, size in sizes.items() if size != (side, side)]
@@ -153,6 +153,16 @@ def check_set(expected: BenchmarkSet, folder: Path) -> SetFolder:
     scale = 4 if expected.hr_side is None else expected.hr_side // expected.lr_side
     published = not (lr_folder.parent / RECORD).exists()
     return SetFolder(set=expected, lr=lr, hr=hr, scale=scale, published=published)
+
+
+def published_set(folder: Path) -> BenchmarkSet | None:
+    """The set whose pairs, as published, a folder holds; None for one's own, and for none that it can be."""
+    for known in SETS.values():
+        with suppress(DataError):
+            found = check_set(known, folder)
+            if found.published and found.hr is not None:
+                return known
+    return None
 
 
 def open_pairs(lr: Path, hr: Path | None) -> SetFolder:
@@ -218,12 +228,12 @@ def _find(expected: BenchmarkSet, folder: Path) -> tuple[Path, Path | None]:
     )
 
 
-def _check_count(expected: BenchmarkSet, images: Mapping[str, Path], folder: Path) -> None:
-    if len(images) == expected.count:
-        return
-    which = ""
+def _check_names(expected: BenchmarkSet, images: Mapping[str, Path], folder: Path) -> None:
     missing = [name for name in expected.names if name not in images]
+    if len(images) == expected.count and not missing:
+        return
     foreign = [name for name in images if name not in expected.names] if expected.names else []
+    which = ""
     if missing:
         which = f": {missing[0]} is missing{count(missing, 'image')}"
     elif foreign:

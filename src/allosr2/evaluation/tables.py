@@ -27,39 +27,34 @@ def table(
     set_name: str | None,
     *,
     notes: Sequence[str] = (),
-    rank_published: bool = False,
 ) -> Table:
     """Methods by metrics, as Table 1: what was measured, and below it what the paper prints of the set.
 
-    Best figures are bold, second best underlined, equal ones alike, as shown (rounded). A measured row whose
-    method has a published one is followed by the difference, marked if rounding does not explain it.
+    Best figures are bold, second best underlined, equal ones alike, as shown (rounded); measured and published
+    ones each among themselves. A measured row whose method has a published one is followed by the difference,
+    marked if rounding does not explain it.
 
     Args:
         results: of one set.
         set_name: one of `SET_TITLES`; published rows and differences are left out for any other, and None.
         notes: sentences below the table, such as the versions of the libraries that measured.
-        rank_published: whether measured and published figures are ranked together, which is right only where
-            both are of the same images; else each among themselves.
     """
-    measured = [
-        Row(
-            labels=(result.method,),
-            cells=_figures(result.measured),
-            kind="measured",
-            seconds=result.seconds,
-        )
-        for result in results
-    ]
+    measured = _ranked(
+        [
+            Row(
+                labels=(result.method,),
+                cells=_figures(result.measured),
+                kind="measured",
+                seconds=result.seconds,
+            )
+            for result in results
+        ]
+    )
     sources = published_rows(set_name or "")
     compared = [
         _published_row((f"{row.method} ({row.steps} steps)" if row.steps > 1 else row.method,), row)
         for row in sources
     ]
-    if rank_published:
-        ranked = _ranked([*measured, *compared])
-        measured, compared = ranked[: len(measured)], ranked[len(measured) :]
-    else:
-        measured, compared = _ranked(measured), _ranked(compared)
     rows: list[Row] = []
     for result, row in zip(results, measured, strict=True):
         own = published(set_name or "", result.method)
@@ -69,7 +64,7 @@ def table(
     said = [f"Images measured: {counts}."]
     if sources:
         source = sources[0].source
-        blocks.append(Block(rows=tuple(compared), title=f"As published: {source}"))
+        blocks.append(Block(rows=tuple(_ranked(compared)), title=f"As published: {source}"))
         said[0] = f"Images measured: {counts}. Published figures are of the whole set."
         if len(rows) > len(measured):
             said.append(

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from allosr2.evaluation.diagnosis import STEPS, Diagnosis
+from allosr2.evaluation.plots import drawn
 from allosr2.flow import path_snr
 from allosr2.imaging.io import write_image
 from allosr2.imaging.picture import Picture
@@ -24,6 +24,7 @@ _STYLES = ("-", "--", "-.")
 """Of lines that mark times."""
 _PANEL = (4.2, 4.8)
 """Width and height of a panel in inches."""
+_DPI = 130
 
 
 def straightness(diagnosis: Diagnosis) -> Figure:
@@ -84,8 +85,18 @@ def t_star(diagnosis: Diagnosis) -> Figure:
     figure, (axes,) = _panels("One step from other times than t*", 1, width=7.5)
     pairs, one_step = list(diagnosis.pairs.values()), diagnosis.factors.index(1.0)
     times = [factor * diagnosis.t_star for factor in diagnosis.factors]
-    relative = [[error / p.error_at[one_step] for error in p.error_at] for p in pairs]
-    _curve(axes, times, relative, marker="o")
+    ratios = [pair.error_ratio_at for pair in pairs]
+    _curve(axes, times, ratios, marker="o")
+    best = diagnosis.best_factor
+    axes.plot(
+        best * diagnosis.t_star,
+        np.mean(ratios, axis=0)[diagnosis.factors.index(best)],
+        color=_COLORS[1],
+        linestyle="none",
+        marker="*",
+        markersize=14,
+        label=f"least: {best:g} t* = {best * diagnosis.t_star:.3f}",
+    )
     of_lr = float(np.mean([pair.error_of_lr / pair.error_at[one_step] for pair in pairs]))
     axes.axhline(of_lr, color="gray", linestyle=":", label=f"z_lr, no step: {of_lr:.3f}")
     for (label, time), style in zip(_marks(diagnosis).items(), _STYLES, strict=True):
@@ -116,7 +127,7 @@ def snr_curve(powers: Mapping[str, LatentPower], marks: Mapping[str, float]) -> 
         powers: pairs by what the legend calls them; each lies where the path has its measured SNR.
         marks: times by what the legend calls them, three at most.
     """
-    figure = Figure(figsize=(10.5, 5.2), layout="constrained")
+    figure = Figure(figsize=(10.5, 5.2), dpi=_DPI, layout="constrained")
     figure.suptitle("Where on the path LR latents belong (Eq. 6)")
     curve, spread = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
     t = torch.linspace(0.02, 0.98, 400, dtype=torch.float64)
@@ -154,11 +165,7 @@ def snr_curve(powers: Mapping[str, LatentPower], marks: Mapping[str, float]) -> 
 
 def save_figure(path: Path, figure: Figure) -> None:
     """Write a figure as a PNG file, whole or not at all. Raises ImageError if it cannot be written."""
-    figure.set_dpi(130)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    levels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
-    write_image(path, Picture(color=levels), file_format="PNG")
+    write_image(path, Picture(color=drawn(figure)), file_format="PNG")
 
 
 PLOTS: Mapping[str, Callable[[Diagnosis], Figure]] = {
@@ -180,7 +187,7 @@ def _marks(diagnosis: Diagnosis) -> dict[str, float]:
 
 
 def _panels(title: str, count: int, width: float = _PANEL[0]) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(width * count, _PANEL[1]), layout="constrained")
+    figure = Figure(figsize=(width * count, _PANEL[1]), dpi=_DPI, layout="constrained")
     figure.suptitle(title)
     panels = figure.subplots(1, count, squeeze=False)[0].tolist()
     for axes in panels:

@@ -92,12 +92,16 @@ class Table:
 
     def latex(self) -> str:
         """As a LaTeX tabular with its notes; needs the package booktabs."""
-        marks = {"": "{}", "best": r"\textbf{{{}}}", "second": r"\underline{{{}}}"}
+        marks = {
+            "": "{}",
+            "best": r"\textbf{{{}}}",
+            "second": r"\underline{{{}}}",
+            "off": "{}$^{{*}}$",
+        }
 
         def figure(cell: Cell) -> str:
-            if cell.text[0] in "+-" and cell.text != "-":
-                return f"${cell.text}{'^{*}' if cell.mark == 'off' else ''}$"
-            return marks[cell.mark].format(cell.text)
+            # a hyphen before a digit is a minus sign
+            return marks[cell.mark].format(re.sub(r"-(?=.)", "$-$", cell.text))
 
         def line(cells: Iterable[str]) -> str:
             return " & ".join(cells) + r" \\"

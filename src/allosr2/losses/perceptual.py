@@ -52,7 +52,7 @@ class LPIPS(nn.Module):
         except (OSError, SafetensorError) as error:
             raise ModelError(
                 f"{path}: no LPIPS weights can be read there ({error}); name a safetensors file with "
-                "--perceptual FILE, or leave LPIPS out with --perceptual-weight 0"
+                "--perceptual FILE"
             ) from error
         state = {_parameter_name(key): value for key, value in tensors.items()}
         lpips = cls()
