@@ -32,8 +32,9 @@ install: .venv/.dev
 demo: .venv/.demo
 	$(BIN)/python examples/demo.py demo
 
+# Two processes of one thread each: most tests are of small things, which threads do not make faster.
 test: .venv/.dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 # Pillow's source distribution of the tested version holds the images, its wheel does not.
 PILLOW_VERSION := $(shell sed -n 's/^pillow==//p' constraints.txt)

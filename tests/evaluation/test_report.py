@@ -147,8 +147,8 @@ def test_pictures_are_those_of_the_files(tmp_path, files):
 def test_figures_of_single_images(tmp_path, files):
     viewer = viewer_of(written(tmp_path / "r.html", files))
     assert viewer["metrics"] == [
-        {"name": "psnr", "title": "PSNR ↑", "lower": False},
-        {"name": "niqe", "title": "NIQE ↓", "lower": True},
+        {"name": "psnr", "title": "PSNR ↑", "lower": False, "target": None},
+        {"name": "niqe", "title": "NIQE ↓", "lower": True, "target": None},
     ]
     figures = [version["figures"] for version in viewer["images"][0]["versions"]]
     assert figures == [{}, *[{"psnr": "20.33", "niqe": "4.00"}] * 2, {}]

@@ -150,7 +150,7 @@ def test_skipped_metrics_are_named_with_the_reason():
 
 def test_columns_are_in_the_order_of_metrics():
     text = table([result("x", grid_8=1, psnr=2, lpips_squeeze=3, musiq=4)], None).markdown()
-    heads = "| Method | PSNR ↑ | MUSIQ ↑ | LPIPS (SqueezeNet) ↓ | grid 8 px ↓ |"
+    heads = "| Method | PSNR ↑ | MUSIQ ↑ | LPIPS (SqueezeNet) ↓ | grid 8 px → 1 |"
     assert text.splitlines()[0] == heads
 
 
@@ -211,3 +211,18 @@ def test_ablation_table_has_the_shape_of_table_2():
     assert lines[10].endswith("**5.08** | **70.11** | **0.6725** | **0.675** |")
     assert lines[11].startswith("| DRealSR | w/o FATC |")
     assert len(lines) == 14
+
+
+def test_a_metric_with_a_best_value_is_ranked_by_the_distance_to_it():
+    """A grid of 0.6 is no better than one of 1.4: 1 is none at all."""
+    figures = {"nearest": 0.601, "clean": 0.98, "woven": 1.1, "hr": 1.02}
+    results = [
+        Result(method=name, images={}, measured=Measured(images={"a": {"grid-8": value}}))
+        for name, value in figures.items()
+    ]
+    made = table(results, None)
+    lines = made.markdown().splitlines()
+    assert "grid 8 px → 1" in lines[0]
+    shown = [line.split("|")[2].strip() for line in lines[2:6]]
+    assert shown == ["0.601", "**0.980**", "<u>1.100</u>", "**1.020**"]
+    assert r"grid 8 px $\to$ 1" in made.latex()

@@ -156,6 +156,7 @@ def _write(config: Ablate, ablation: Ablation, by: Sequence[str]) -> tuple[str, 
     """Write what was measured; returns the table and the files."""
     import json
 
+    from allosr2.evaluation.comparison import libraries
     from allosr2.evaluation.sets import SETS, published_set
     from allosr2.evaluation.tables import ablation_table
     from allosr2.storage import save_text
@@ -170,7 +171,7 @@ def _write(config: Ablate, ablation: Ablation, by: Sequence[str]) -> tuple[str, 
     trained = f"{run.steps} steps of {run.batch_size} images each, seed {run.seed}, one t*"
     notes = [
         f"Recipe {config.recipe.run.recipe}: {trained}.",
-        f"Measured by {', '.join(dict.fromkeys(by))}.",
+        f"Measured by {libraries(by)}.",
     ]
     table = ablation_table({name: measured}, notes=notes)
     output = config.recipe.run.output

@@ -18,6 +18,8 @@ from allosr2.cli.train import terminated_as_interrupted
 from allosr2.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from allosr2.evaluation.methods import Method
     from allosr2.evaluation.sets import SetFolder
     from allosr2.evaluation.summary import Result
@@ -121,10 +123,28 @@ def compare(config: Compare) -> int:
             crops=config.crops,
             pages=config.pages,
         )
-    console().print((config.output / "table.md").read_text(), end="")
+    console().print(_table(results))
     for path in written:
         console().print(str(path))
     return 0
+
+
+def _table(results: Sequence[Result]) -> Table:
+    from rich.table import Table
+
+    from allosr2.evaluation.metrics import METRICS
+
+    table = Table(title=f"{len(results[0].images)} images", title_justify="left")
+    table.add_column("method")
+    means = [result.measured.means() for result in results]
+    metrics = [metric for name, metric in METRICS.items() if any(name in of for of in means)]
+    for heading in (*(f"{metric.title} {metric.arrow}" for metric in metrics), "s / image"):
+        table.add_column(heading, justify="right")
+    for result, of in zip(results, means, strict=True):
+        figures = [f"{of[m.name]:.{m.digits}f}" if m.name in of else "-" for m in metrics]
+        seconds = "-" if result.seconds is None else f"{result.seconds:.3f}"
+        table.add_row(result.method, *figures, seconds)
+    return table
 
 
 def _folders(methods: Sequence[Method], output: Path) -> dict[str, Path]:
@@ -136,11 +156,15 @@ def _folders(methods: Sequence[Method], output: Path) -> dict[str, Path]:
     results = {m.folder.resolve() for m in methods if isinstance(m, Folder)}
     folders: dict[str, Path] = {}
     for name in (method.name for method in methods):
+        if name in folders:
+            raise ConfigError(f"two methods are called {name}; name one otherwise, as NAME=...")
+        if name in ("HR", "LR"):
+            raise ConfigError(f"a method is called {name}, as images are; name it otherwise")
         folder = output / re.sub(r"[^\w.+-]+", "-", name).strip("-.")
         if folder in taken or folder.resolve() in results:
             what = "results" if folder.resolve() in results else "something else"
             raise ConfigError(
-                f"method {name}: {folder} is for {what}; name it otherwise as NAME=..., such as ours={name}"
+                f"method {name}: {folder} is for {what}; name the method otherwise, as NAME=..."
             )
         taken.add(folder)
         folders[name] = folder
@@ -155,11 +179,13 @@ def _images(config: Compare, methods: Sequence[Method]) -> SetFolder:
 
     if not config.methods:
         raise ConfigError("no method is named; name one or more, such as bicubic mini")
-    if config.crops < 0 or config.pages < 1 or config.scale < 1:
-        raise ConfigError(
-            f"--crops is {config.crops}, --pages is {config.pages}, --scale is {config.scale}: "
-            "use 0 or more, and for pages and the scale 1 or more"
-        )
+    for option, value, least in (
+        ("crops", config.crops, 0),
+        ("pages", config.pages, 1),
+        ("scale", config.scale, 1),
+    ):
+        if value < least:
+            raise ConfigError(f"--{option} is {value}: use {least} or more")
     if config.set is not None:
         if config.folder is None or config.lr is not None or config.hr is not None:
             raise ConfigError("--set goes with --folder DIR, and without --lr and --hr")

@@ -112,7 +112,7 @@ def scorers_of(
         logger.warning("%s is skipped: %s", METRICS[name].title, reason)
     if any("its weights" in reason for reason in skipped.values()):
         logger.warning(
-            "weights are looked for in %s; --weights DIR names another folder, --niqe FILE NIQE's own file, and "
+            "weights are looked for in %s; --weights DIR names another folder, --niqe FILE NIQE's own, "
             "--offline fetches none",
             weights.place,
         )

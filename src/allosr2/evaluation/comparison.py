@@ -58,9 +58,13 @@ def write_comparison(
     """
     set_name = images.set.name if images.set and images.published else None
     title = images.set.title if images.set else "Comparison"
-    if images.set and len(images.lr) < images.set.count:
-        title += f", {len(images.lr)} of {images.set.count} images"
-    figures = table(results, set_name, notes=[f"Measured by {', '.join(dict.fromkeys(by))}."])
+    notes = [f"Measured by {libraries(by)}."]
+    if images.set and not images.published:
+        part = len(images.lr) < images.set.count
+        what = f"{len(images.lr)} of {images.set.count} images" if part else "crops of one's own"
+        title = f"{title}, {what}"
+        notes.append(f"{title}: published figures are of other images, and left out.")
+    figures = table(results, set_name, notes=notes)
     made = [f"{result.method}: {result.note}." for result in results if result.note]
     noted = replace(figures, notes=(*figures.notes, *made))  # the page lists them itself
     sheets = {name: _sheet(name, images, results) for name in most_different(results, crops)}
@@ -81,7 +85,6 @@ def write_comparison(
             written[0],
             title=title,
             facts={
-                "Images": str(len(images.lr)),
                 "Date": date.today().isoformat(),
                 "Versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
             },
@@ -108,6 +111,17 @@ def _clear(output: Path) -> None:
     clear_partials([crops])
     for path in (*(output / name for name in WRITTEN if name != crops.name), *crops.glob("*.png")):
         path.unlink(missing_ok=True)
+
+
+def libraries(by: Sequence[str]) -> str:
+    """What computed metrics, each library once: "pyiqa 0.1.16 (psnr, ssim), allosr2 0.1.0"."""
+    parts: dict[str, list[str]] = {}
+    for text in dict.fromkeys(by):
+        library, number, *name = text.split(" ", 2)
+        parts.setdefault(f"{library} {number}", []).extend(name)
+    return ", ".join(
+        f"{library} ({', '.join(names)})" if names else library for library, names in parts.items()
+    )
 
 
 def most_different(results: Sequence[Result], count: int) -> list[str]:

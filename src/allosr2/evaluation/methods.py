@@ -97,7 +97,9 @@ def method_named(text: str) -> Method:
     name = named["name"] if named else _name_of(what, path)
     if what in INTERPOLATIONS:
         return Network(
-            name=name, note=f"{what}, allosr2 {version('allosr2')}", load=_interpolation(what)
+            name=name,
+            note=f"{what} interpolation, allosr2 {version('allosr2')}",
+            load=_interpolation(what),
         )
     if what == EMBEDDED:
         return model_method(name, what)
@@ -108,9 +110,10 @@ def method_named(text: str) -> Method:
         return model_method(name, path) if is_model else Folder(name=name, folder=path)
     if _HUB_ID.fullmatch(what):
         return model_method(name, what)
+    hint = "" if named or "=" not in text else "; a name has none of = / { } and no word like -x"
     raise ConfigError(
-        f"method {text!r}: no such file or folder; name one, {', '.join(INTERPOLATIONS)}, {EMBEDDED}, a model "
-        'of the hub, or a command, "NAME=program -i {lr} -o {sr}"'
+        f"method {text!r}: {what} is no file or folder; name one, {', '.join(INTERPOLATIONS)}, {EMBEDDED}, a "
+        f'model of the hub, or a command, "NAME=program -i {{lr}} -o {{sr}}"{hint}'
     )
 
 

@@ -28,13 +28,23 @@ class Metric:
     """What it compares results with; None if with nothing."""
     least_side: int = 1
     """Pixels that an image's sides need at least."""
+    target: float | None = None
+    """The best value, where it is neither the least nor the greatest."""
     of_set: bool = False
     """Whether it is one number of all images together, not one an image."""
 
     @property
     def arrow(self) -> str:
         """Which way is better."""
+        if self.target is not None:
+            return f"→ {self.target:g}"
         return "↓" if self.lower_is_better else "↑"
+
+    def worse(self, value: float) -> float:
+        """A number that is the greater, the worse a value is."""
+        if self.target is not None:
+            return abs(value - self.target)
+        return value if self.lower_is_better else -value
 
 
 def _metric(
@@ -45,6 +55,7 @@ def _metric(
     lower: bool,
     against: Literal["hr", "lr"] | None = "hr",
     least_side: int = 1,
+    target: float | None = None,
     of_set: bool = False,
 ) -> Metric:
     return Metric(
@@ -54,6 +65,7 @@ def _metric(
         digits=digits,
         against=against,
         least_side=least_side,
+        target=target,
         of_set=of_set,
     )
 
@@ -72,8 +84,8 @@ _ALL = (
     _metric("lpips-squeeze", "LPIPS (SqueezeNet)", 4, lower=True, least_side=32),
     _metric("sharpness", "sharpness", 3, lower=False),
     _metric("color-shift", "color shift /255", 3, lower=True, against="lr"),
-    _metric("grid-8", "grid 8 px", 3, lower=True, against=None, least_side=64),
-    _metric("grid-16", "grid 16 px", 3, lower=True, against=None, least_side=128),
+    _metric("grid-8", "grid 8 px", 3, lower=True, against=None, target=1.0, least_side=64),
+    _metric("grid-16", "grid 16 px", 3, lower=True, against=None, target=1.0, least_side=128),
 )
 
 METRICS: Mapping[str, Metric] = MappingProxyType({metric.name: metric for metric in _ALL})

@@ -110,6 +110,7 @@ def _metrics(results: Sequence[Result]) -> list[dict[str, Any]]:
             "name": metric.name,
             "title": f"{metric.title} {metric.arrow}",
             "lower": metric.lower_is_better,
+            "target": metric.target,
         }
         for metric in METRICS.values()
         if metric.name in present

@@ -35,6 +35,8 @@ from allosr2.storage import clear_partials, save_text
 
 RECORD = "made.json"
 LOG = "program.log"
+REJECTED = "rejected"
+"""Folder of what a program wrote that was not what is due; it may have taken hours."""
 RUNNING = ".running-"
 """Begins the name of the folder that a program works in; one that is found is of a run that was killed."""
 
@@ -212,15 +214,23 @@ def _run(method: Program, lr: Mapping[str, Path], scale: int, results: Path, log
             ) from error
         seconds = time.perf_counter() - started
         if code:
+            said = log.read_text(errors="replace").split("\n")
+            last = next((line.strip() for line in reversed(said) if line.strip()), "nothing")
             raise ConfigError(
-                f"method {method.name}: its command ended with code {code}; what it said is in {log}"
+                f"method {method.name}: its command ended with code {code} and said last: {last[:100]}; "
+                f"all of it is in {log}"
             )
         try:
             written = _by_name(find_images(outputs, recursive=True), list(lr))
             _check_sizes(written, lr, scale)
         except (DataError, ImageError) as error:
+            rejected = log.parent / REJECTED
+            shutil.rmtree(rejected, ignore_errors=True)
+            outputs.replace(rejected)
+            problem = str(error).replace(str(outputs), str(rejected))
             raise DataError(
-                f"method {method.name}: {error}; what its command said is in {log}"
+                f"method {method.name}: {problem}; what its command wrote is in {rejected}, what it said "
+                f"in {log}"
             ) from error
         for name, path in written.items():
             path.replace(results / f"{name}{path.suffix}")

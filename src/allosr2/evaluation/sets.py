@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
@@ -14,7 +15,7 @@ from types import MappingProxyType
 import numpy as np
 from jaxtyping import UInt8
 
-from allosr2.errors import ConfigError, DataError
+from allosr2.errors import ConfigError, DataError, one_line
 from allosr2.evaluation.images import all_partners, count, images_of, sizes_of
 
 
@@ -139,6 +140,10 @@ def check_set(expected: BenchmarkSet, folder: Path) -> SetFolder:
     lr_folder, hr_folder = _find(expected, folder)
     lr = images_of(lr_folder)
     hr = None if hr_folder is None else all_partners(lr, images_of(hr_folder))
+    known, crops = expected, _record(lr_folder.parent)
+    if crops is not None:
+        source = "`allosr2 bench prepare`, which goes on where it was"
+        expected = replace(expected, count=crops, source=source)
     _check_names(expected, lr, lr_folder)
     for images, side in ((lr, expected.lr_side), (hr or {}, expected.hr_side)):
         sizes = sizes_of(images)
@@ -151,8 +156,7 @@ def check_set(expected: BenchmarkSet, folder: Path) -> SetFolder:
             )
     # without a reference, the field's own: RealLQ250 is enlarged from 256 to 1024
     scale = 4 if expected.hr_side is None else expected.hr_side // expected.lr_side
-    published = not (lr_folder.parent / RECORD).exists()
-    return SetFolder(set=expected, lr=lr, hr=hr, scale=scale, published=published)
+    return SetFolder(set=known, lr=lr, hr=hr, scale=scale, published=crops is None)
 
 
 def published_set(folder: Path) -> BenchmarkSet | None:
@@ -213,6 +217,17 @@ def random_crop(
     return np.ascontiguousarray(photo[top : top + side, left : left + side])
 
 
+def _record(folder: Path) -> int | None:
+    """How many pairs a folder's synthetic set is to have; None where the folder holds no such set."""
+    path = folder / RECORD
+    if not path.exists():
+        return None
+    try:
+        return int(json.loads(path.read_text())["crops"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} cannot be read ({one_line(error)}); make the set again") from error
+
+
 def _find(expected: BenchmarkSet, folder: Path) -> tuple[Path, Path | None]:
     layouts = tuple(dict.fromkeys((("lr", "hr"), expected.folders)))
     for root, (lr, hr) in product((folder, folder / expected.archive), layouts):
@@ -240,7 +255,7 @@ def _check_names(expected: BenchmarkSet, images: Mapping[str, Path], folder: Pat
         which = f": {foreign[0]} is none of them{count(foreign, 'image')}"
     raise DataError(
         f"{folder} holds {len(images)} images, {expected.title} has {expected.count}{which}; "
-        f"unpack {expected.source} again"
+        f"get it again from {expected.source}"
     )
 
 

@@ -151,12 +151,12 @@ def _ranked(rows: Sequence[Row]) -> list[Row]:
     marks: dict[tuple[str, str], Literal["best", "second"]] = {}
     for metric in METRICS.values():
         figures = [row.cells[metric.name].text for row in rows if metric.name in row.cells]
+        ranks = {text: round(metric.worse(float(text)), metric.digits) for text in figures}
         if len(figures) > 1:
-            order = sorted({Decimal(text) for text in figures}, reverse=not metric.lower_is_better)
-            for figure in figures:
-                if Decimal(figure) in order[:2]:
-                    best = Decimal(figure) == order[0]
-                    marks[metric.name, figure] = "best" if best else "second"
+            best, *others = sorted(set(ranks.values()))
+            for figure, rank in ranks.items():
+                if rank in (best, *others[:1]):
+                    marks[metric.name, figure] = "best" if rank == best else "second"
     return [
         replace(
             row,

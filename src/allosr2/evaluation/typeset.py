@@ -20,6 +20,9 @@ _OF_LATEX = {
     "|": r"\textbar{}",
     "[": "{[}",  # at the start of a row it would be an option of the row above, as would a star
     "*": "{*}",
+    "↓": r"$\downarrow$",
+    "↑": r"$\uparrow$",
+    "→": r"$\to$",
 } | {character: "\\" + character for character in "{}$&#%_"}
 
 
@@ -108,10 +111,7 @@ class Table:
 
         heads = self._heads(
             _latex,
-            lambda metric: (
-                _latex(metric.title)
-                + (r" $\downarrow$" if metric.lower_is_better else r" $\uparrow$")
-            ),
+            lambda metric: f"{_latex(metric.title)} {_latex(metric.arrow)}",
         )
         labels = len(self.heads)
         lines = [
