@@ -265,10 +265,24 @@ def test_refusals(photos, tmp_path, monkeypatch, capsys, arguments, code, words)
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_check_names_what_is_wrong(made, capsys):
-    assert main(["bench", "check", "div2k-val", "--folder", str(made)]) == 5
+def test_what_was_prepared_is_all_there(made, capsys):
+    assert main(["bench", "check", "div2k-val", "--folder", str(made)]) == 0
+    line = f"DIV2K-Val: 3 images of 128 px in {made / 'lr'}, and of 512 px in {made / 'hr'}; "
+    assert capsys.readouterr().out.startswith(f"{line}crops of one's own: ")
+
+
+def test_check_names_what_is_wrong(made, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(made, copy)
+    next(iter((copy / "lr").iterdir())).unlink()
+    assert main(["bench", "check", "div2k-val", "--folder", str(copy)]) == 5
+    assert "has no partner in" in capsys.readouterr().err
+    (copy / "set.json").unlink()
+    shutil.rmtree(copy / "lr")
+    shutil.copytree(made / "lr", copy / "lr")
+    assert main(["bench", "check", "div2k-val", "--folder", str(copy)]) == 5
     assert capsys.readouterr().err.startswith(
-        f"allosr2: error: {made / 'lr'} holds 3 images, DIV2K-Val has 3000; "
+        f"allosr2: error: {copy / 'lr'} holds 3 images, DIV2K-Val has 3000; "
     )
     assert main(["bench", "check", "div2k", "--folder", str(made)]) == 2
 
@@ -281,7 +295,7 @@ def test_check_says_what_is_there(tmp_path, capsys):
     assert main(["bench", "check", "reallq250", "--folder", str(tmp_path)]) == 0
     line = f"RealLQ250: 250 images of 256 px in {tmp_path / 'RealLQ250' / 'lq'}"
     assert capsys.readouterr().out.splitlines() == [line]
-    (tmp_path / "RealLQ250" / "set.json").touch()
+    (tmp_path / "RealLQ250" / "set.json").write_text('{"crops": 250}')
     assert main(["bench", "check", "reallq250", "--folder", str(tmp_path)]) == 0
     assert capsys.readouterr().out.startswith(f"{line}; crops of one's own: ")
 

@@ -111,26 +111,27 @@ def command(name: str = "program") -> str:
 
 
 def test_methods_of_every_kind_and_their_files(here, capsys):
-    assert run("bicubic", "lanczos", "HR=hr", "repeated=blocks", command(), "--crops", "2") == 0
+    assert run("bicubic", "lanczos", "itself=hr", "repeated=blocks", command(), "--crops", "2") == 0
     streams = capsys.readouterr()
     assert streams.err == ""
     output = Path("comparison")
     table = (output / "table.md").read_text()
-    assert streams.out.startswith(table)
+    shown = streams.out[: streams.out.index("comparison/")]
+    assert re.search(r"│ itself +│ +80\.00 │ 1\.0000 │ +1\.000 │", shown)
     sheets = sorted(str(path) for path in (output / "crops").iterdir())
     assert len(sheets) == 2
-    lines = streams.out.removeprefix(table).splitlines()
+    lines = streams.out.removeprefix(shown).splitlines()
     assert lines[:3] == [f"comparison/{name}" for name in ("report.html", "table.md", "table.tex")]
     assert sorted(lines[3:]) == sheets
-    methods = ["bicubic", "lanczos", "HR", "repeated", "program"]
+    methods = ["bicubic", "lanczos", "itself", "repeated", "program"]
 
     figures = rows(table)
     assert [name for name in figures if name in methods] == methods
     head = figures["Method"]
     for name, metric, figure in (
-        ("HR", "PSNR", "80.00"),  # where pyiqa ends
-        ("HR", "SSIM", "1.0000"),
-        ("HR", "sharpness", "1.000"),
+        ("itself", "PSNR", "80.00"),  # where pyiqa ends
+        ("itself", "SSIM", "1.0000"),
+        ("itself", "sharpness", "1.000"),
     ):
         (column,) = [place for place, title in enumerate(head) if title.startswith(metric)]
         assert figures[name][column] == figure
@@ -145,7 +146,7 @@ def test_methods_of_every_kind_and_their_files(here, capsys):
     for method in methods:
         held = {name.partition("/")[2] for name in made if name.startswith(f"{method}/")}
         results = set()
-        if method not in ("HR", "repeated"):
+        if method not in ("itself", "repeated"):
             results = {f"results/{name}.png" for name in NAMES} | {"made.json"}
         if method == "program":
             results.add("program.log")
@@ -164,8 +165,8 @@ def test_methods_of_every_kind_and_their_files(here, capsys):
     summary = json.loads((output / "bicubic" / "summary.json").read_text())
     assert summary["method"] == "bicubic"
     assert summary["seconds"] > 0
-    assert summary["made_by"].startswith("bicubic, allosr2 ")
-    assert json.loads((output / "HR" / "summary.json").read_text())["seconds"] is None
+    assert summary["made_by"].startswith("bicubic interpolation, allosr2 ")
+    assert json.loads((output / "itself" / "summary.json").read_text())["seconds"] is None
 
 
 def of_pillow(name: str) -> float:
@@ -276,9 +277,9 @@ def test_another_scale_without_hr(here, capsys):
     for number, name in enumerate(NAMES):
         lr = np.asarray(Image.fromarray(photo(number)).resize((36, 48)))
         save(Path("lr", f"{name}.png"), lr)
-    assert run("bicubic", "HR=hr", "--scale", "2", hr=False, metrics=("grid-8",)) == 0
+    assert run("bicubic", "itself=hr", "--scale", "2", hr=False, metrics=("grid-8",)) == 0
     assert Image.open("comparison/bicubic/results/a.png").size == (72, 96)
-    line = refusal_in(capsys, "o", "bicubic", "HR=hr", "--scale", "3")
+    line = refusal_in(capsys, "o", "bicubic", "itself=hr", "--scale", "3")
     assert line.startswith("hr/a.png is 72 x 96 px, 3 times its LR image is 108 x 144 (one of 3 ")
 
 
@@ -311,17 +312,24 @@ def test_names_with_spaces_umlauts_and_slashes(here, capsys):
     ("words", "expected"),
     [
         ((), "no method is named; name one or more, such as bicubic mini"),
-        (("bicubic", "bicubic"), "method bicubic: comparison/bicubic is for something else; name"),
+        (("bicubic", "bicubic"), "two methods are called bicubic; name one otherwise, as NAME="),
+        (("HR=bicubic",), "a method is called HR, as images are; name it otherwise"),
         (("a b=bicubic", "a-b=lanczos"), "method a-b: comparison/a-b is for something else; name "),
-        (("crops=bicubic",), "method crops: comparison/crops is for something else; name it "),
+        (("crops=bicubic",), "method crops: comparison/crops is for something else; name "),
         (("table.md=bicubic",), "method table.md: comparison/table.md is for something else; "),
-        (("...=bicubic",), "method ...: comparison is for something else; name it otherwise as "),
-        (("bicubik",), "method 'bicubik': no such file or folder; name one, bicubic, lanczos, "),
+        (
+            ("...=bicubic",),
+            "method ...: comparison is for something else; name the method otherwise",
+        ),
+        (
+            ("bicubik",),
+            "method 'bicubik': bicubik is no file or folder; name one, bicubic, lanczos, ",
+        ),
         (("bicubic", "lr"), "lr/a.png is 18 x 24 px, 4 times its LR image is 72 x 96 (one of 3 "),
         (("bicubic", "none=empty"), "empty holds no image; name a folder with images"),
-        (("bicubic", "--crops", "-1"), "--crops is -1, --pages is 20, --scale is 4: use 0 or"),
-        (("bicubic", "--pages", "0"), "--crops is 8, --pages is 0, "),
-        (("bicubic", "--scale", "0"), "--crops is 8, --pages is 20, --scale is 0: "),
+        (("bicubic", "--crops", "-1"), "--crops is -1: use 0 or more"),
+        (("bicubic", "--pages", "0"), "--pages is 0: use 1 or more"),
+        (("bicubic", "--scale", "0"), "--scale is 0: use 1 or more"),
         (("bicubic", "--folder", "lr"), "name the images: --set NAME --folder DIR, or --lr DIR"),
         (("bicubic", "--set", "realsr"), "--set goes with --folder DIR, and without --lr and"),
         (("bicubic", "--device", "gpu"), "device is gpu: this machine has no such device; use "),
@@ -363,8 +371,7 @@ def test_results_in_the_place_of_a_methods_folder(here, capsys):
     assert run("comparison/ours") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
-        "allosr2: error: method ours: comparison/ours is for results; name it otherwise as NAME=..., such as "
-        "ours=ours"
+        "allosr2: error: method ours: comparison/ours is for results; name the method otherwise, as NAME=..."
     )
     assert files(Path("comparison")) == before
     assert run("mine=comparison/ours") == 0
@@ -377,9 +384,10 @@ def test_a_program_that_fails(here, capsys):
     assert run(command().replace("enlarge.py", "absent.py")) == 2
     (line,) = capsys.readouterr().err.splitlines()
     log = Path("comparison/program/program.log")
-    assert line == (
-        f"allosr2: error: method program: its command ended with code 2; what it said is in {log}"
+    assert line.startswith(
+        "allosr2: error: method program: its command ended with code 2 and said last: "
     )
+    assert line.endswith(f"; all of it is in {log}")
     assert "absent.py" in log.read_text()
     assert not Path("comparison/table.md").exists()
 
@@ -398,7 +406,7 @@ def test_sheets_are_of_the_images_that_methods_differ_most_on(here):
     for number, name in enumerate(NAMES):
         spoilt = 255 - photo(number) if name == "c d" else photo(number)
         save(Path("x", f"{name}.png"), spoilt)
-    words = ("x", "HR=hr", "--pages", "1", "--crops")
+    words = ("x", "itself=hr", "--pages", "1", "--crops")
     assert run(*words, "3", metrics=("sharpness",)) == 0
     assert len(list(Path("comparison/crops").iterdir())) == 3
     assert run(*words, "1", metrics=("sharpness",)) == 0
@@ -411,7 +419,8 @@ def test_sheets_are_of_the_images_that_methods_differ_most_on(here):
 def test_a_model_of_ours(here, tiny_model, capsys):
     assert run(f"ours={tiny_model}", metrics=("psnr",)) == 0
     assert Image.open("comparison/ours/results/b.png").size == (72, 96)
-    (note,) = [line for line in capsys.readouterr().out.splitlines() if "ours: model" in line]
+    table = Path("comparison/table.md").read_text()
+    (note,) = [line for line in table.splitlines() if "ours: model" in line]
     assert "0.4, sha256 " in note
 
 
@@ -424,7 +433,10 @@ def test_realsr_beside_published_figures(shared_data, tmp_path, monkeypatch, cap
     assert main(["compare", *words, *options]) == 0
     table = Path("comparison/table.md").read_text()
     assert "Images measured: 20." in table
-    assert "published" not in table
+    assert "As published" not in table
+    note = "RealSR, 20 of 100 images: published figures are of other images, and left out."
+    assert note in table
+    assert "<title>RealSR, 20 of 100 images" in Path("comparison/report.html").read_text()
     with (realsr / "osediff_published.csv").open() as stream:
         published = {line.split(",")[0]: line.split(",")[1] for line in stream}
     names = [path.name for path in (realsr / "osediff").glob("*.png")]

@@ -89,8 +89,11 @@ def test_a_home_folder(tmp_path, monkeypatch):
 def test_an_unknown_word(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if text:
-        assert complaint(text).startswith(
-            f"method {text!r}: no such file or folder; name one, bicubic, lanczos, mini, a model of the hub, "
+        what = "bicubik" if text == "x=bicubik" else text
+        hint = "; a name has none of = / { } and no word like -x" if text == "x=" else ""
+        assert complaint(text) == (
+            f"method {text!r}: {what} is no file or folder; name one, bicubic, lanczos, mini, a model of the "
+            f'hub, or a command, "NAME=program -i {{lr}} -o {{sr}}"{hint}'
         )
     else:
         assert method_named(text) == Folder(name=tmp_path.name, folder=Path())

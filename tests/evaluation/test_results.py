@@ -388,15 +388,19 @@ def test_results_go_to_the_longest_name_that_fits(folder, program, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["fail"], "its command ended with code 3; what it said is in {log}"),
+        (
+            ["fail"],
+            "its command ended with code 3 and said last: a warning; all of it is in {log}",
+        ),
         (
             ["b"],
-            "0 images were written for b, 2 in all, one is due; what its command said is in {log}",
+            "0 images were written for b, 2 in all, one is due; what its command wrote is in {rejected}, "
+            "what it said in {log}",
         ),
         (["twice"], "2 images were written for c d, 4 in all, one is due; what its "),
         (
             ["small"],
-            "a_out.png is 12 x 8 px, 2 times its LR image is 8 x 8 (one of 3 such files); ",
+            "{rejected}/a_out.png is 12 x 8 px, 2 times its LR image is 8 x 8 (one of 3 such files); ",
         ),
     ],
 )
@@ -406,12 +410,15 @@ def test_a_program_that_fails(lr, folder, script, program, options, words):
             run(program("_out.png", *options), lr, folder)
         message = str(caught.value)
         assert message.startswith("method x: ")
-        assert words.format(log=folder / "program.log") in message
+        assert words.format(log=folder / "program.log", rejected=folder / "rejected") in message
         assert "\n" not in message
         assert calls(script) == times
     assert (folder / "program.log").read_text() == "enlarging\na warning\n"
-    # no part of its results
-    assert contents(folder) <= {"program.log", "made.json"}
+    # no part of its results counts; what was made, for hours perhaps, can be looked at
+    kept = {name for name in contents(folder) if not name.startswith("rejected/")}
+    assert kept <= {"program.log", "made.json"}
+    due = {"fail": 0, "b": 2, "twice": 4, "small": 3}[options[0]]
+    assert len(contents(folder) - kept) == due
     assert not list(folder.glob(".*"))
     assert len(run(program("_out.png"), lr, folder).images) == 3
 
@@ -429,6 +436,7 @@ def test_a_program_that_cannot_be_run(lr, folder, tmp_path):
 def test_a_program_whose_results_are_no_images(lr, folder, script):
     script.write_text(SCRIPT + "\nPath(sr, 'a.png').write_text('a text')\n")
     command = f"{shlex.join([sys.executable, str(script)])} {{lr}} {{sr}} .png"
-    with pytest.raises(DataError, match=r"method x: .*a\.png is no readable image"):
+    with pytest.raises(DataError, match=r"method x: .*rejected/a\.png is no readable image"):
         run(Program(name="x", command=command), lr, folder)
-    assert contents(folder) <= {"program.log", "made.json"}
+    rejected = {f"rejected/{name}.png" for name in lr}
+    assert contents(folder) <= {"program.log", "made.json", *rejected}

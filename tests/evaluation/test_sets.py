@@ -127,8 +127,16 @@ def test_the_order_is_by_name_whatever_the_suffixes(tmp_path):
 
 
 def test_a_synthetic_set_is_not_the_published_one(folder):
-    (folder / "set.json").write_text("{}")
+    (folder / "set.json").write_text('{"crops": 3}')
     assert not check_set(TINY, folder).published
+    assert check_set(TINY, folder).set == TINY
+    (folder / "set.json").write_text('{"crops": 4}')
+    assert complaint(replace(TINY, names=()), folder) == (
+        f"{folder / 'lr'} holds 3 images, Tiny has 4; get it again from `allosr2 bench prepare`, which goes on "
+        "where it was"
+    )
+    (folder / "set.json").write_text("{}")
+    assert complaint(TINY, folder).startswith(f"{folder / 'set.json'} cannot be read (")
 
 
 def test_gray_and_16_bits(folder):
@@ -174,9 +182,9 @@ def test_a_wrong_number(folder):
     for part in ("lr", "hr"):
         (folder / part / "b.png").unlink()
     assert complaint(TINY, folder) == (
-        f"{folder / 'lr'} holds 2 images, Tiny has 3: b is missing; unpack the tests again"
+        f"{folder / 'lr'} holds 2 images, Tiny has 3: b is missing; get it again from the tests"
     )
-    assert "2 images, Tiny has 3; unpack" in complaint(replace(TINY, names=()), folder)
+    assert "2 images, Tiny has 3; get it again" in complaint(replace(TINY, names=()), folder)
     make(folder / "lr", folder / "hr", "bde")
     assert "5 images, Tiny has 3: d is none of them (one of 2 such images);" in complaint(
         TINY, folder
@@ -187,7 +195,7 @@ def test_as_many_images_of_other_names(folder):
     for part in ("lr", "hr"):
         (folder / part / "b.png").rename(folder / part / "x.png")
     assert complaint(TINY, folder) == (
-        f"{folder / 'lr'} holds 3 images, Tiny has 3: b is missing; unpack the tests again"
+        f"{folder / 'lr'} holds 3 images, Tiny has 3: b is missing; get it again from the tests"
     )
     assert check_set(replace(TINY, names=()), folder).published
 
@@ -195,7 +203,7 @@ def test_as_many_images_of_other_names(folder):
 def test_the_set_that_a_folder_holds(folder, monkeypatch):
     monkeypatch.setattr(sets, "SETS", {"blind": replace(BLIND, name="blind"), "tiny": TINY})
     assert published_set(folder) == TINY
-    (folder / "set.json").write_text("{}")
+    (folder / "set.json").write_text('{"crops": 3}')
     assert published_set(folder) is None
     (folder / "set.json").unlink()
     save(folder / "lr" / "a.png", 5)

@@ -70,7 +70,7 @@ def check(config: Check) -> int:
     expected = set_named(config.set)
     found = open_set(config.set, config.folder)
     lr = next(iter(found.lr.values())).parent
-    line = f"{expected.title}: {expected.count} images of {expected.lr_side} px in {lr}"
+    line = f"{expected.title}: {len(found.lr)} images of {expected.lr_side} px in {lr}"
     if found.hr is not None:
         hr = next(iter(found.hr.values())).parent
         line += f", and of {expected.hr_side} px in {hr}"

@@ -117,8 +117,8 @@ def libraries(by: Sequence[str]) -> str:
     """What computed metrics, each library once: "pyiqa 0.1.16 (psnr, ssim), allosr2 0.1.0"."""
     parts: dict[str, list[str]] = {}
     for text in dict.fromkeys(by):
-        library, number, *name = text.split(" ", 2)
-        parts.setdefault(f"{library} {number}", []).extend(name)
+        words = text.split(" ")
+        parts.setdefault(" ".join(words[:2]), []).extend(words[2:])
     return ", ".join(
         f"{library} ({', '.join(names)})" if names else library for library, names in parts.items()
     )
