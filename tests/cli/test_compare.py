@@ -117,7 +117,18 @@ def test_methods_of_every_kind_and_their_files(here, capsys):
     output = Path("comparison")
     table = (output / "table.md").read_text()
     shown = streams.out[: streams.out.index("comparison/")]
-    assert re.search(r"│ itself +│ +80\.00 │ 1\.0000 │ +1\.000 │", shown)
+    figures = {
+        line.split("│")[1].strip(): line.split("│")[4].strip()
+        for line in shown.splitlines()
+        if line.startswith("│")
+    }
+    assert figures == {
+        "PSNR ↑": "80.00",
+        "SSIM ↑": "1.0000",
+        "sharpness ↑": "1.000",
+        "grid 8 px → 1": figures["grid 8 px → 1"],
+        "s / image": "-",
+    }
     sheets = sorted(str(path) for path in (output / "crops").iterdir())
     assert len(sheets) == 2
     lines = streams.out.removeprefix(shown).splitlines()

@@ -130,20 +130,23 @@ def compare(config: Compare) -> int:
 
 
 def _table(results: Sequence[Result]) -> Table:
+    """Metrics by methods, as Table 1 of the paper has them: so it fits a terminal."""
     from rich.table import Table
 
     from allosr2.evaluation.metrics import METRICS
 
     table = Table(title=f"{len(results[0].images)} images", title_justify="left")
-    table.add_column("method")
+    table.add_column("metric", no_wrap=True)
+    for result in results:
+        table.add_column(result.method, justify="right", min_width=6)
     means = [result.measured.means() for result in results]
-    metrics = [metric for name, metric in METRICS.items() if any(name in of for of in means)]
-    for heading in (*(f"{metric.title} {metric.arrow}" for metric in metrics), "s / image"):
-        table.add_column(heading, justify="right")
-    for result, of in zip(results, means, strict=True):
-        figures = [f"{of[m.name]:.{m.digits}f}" if m.name in of else "-" for m in metrics]
-        seconds = "-" if result.seconds is None else f"{result.seconds:.3f}"
-        table.add_row(result.method, *figures, seconds)
+    for name, metric in METRICS.items():
+        if any(name in of for of in means):
+            figures = [f"{of[name]:.{metric.digits}f}" if name in of else "-" for of in means]
+            table.add_row(f"{metric.title} {metric.arrow}", *figures)
+    seconds = [result.seconds for result in results]
+    if any(value is not None for value in seconds):
+        table.add_row("s / image", *("-" if s is None else f"{s:.3f}" for s in seconds))
     return table
 
 
