@@ -38,7 +38,7 @@ def asked(monkeypatch):
     """The configs that the loop is started with; it is interrupted at once."""
     configs = []
 
-    def run(config, report):
+    def run(config, report, **_):
         configs.append(config)
         raise KeyboardInterrupt
 

@@ -1,7 +1,8 @@
-"""`allosr2 data shard`: what it says, what it refuses, and its exit codes."""
+"""`allosr2 data`: what it says, what it refuses, and its exit codes."""
 
 from __future__ import annotations
 
+import os
 import tarfile
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 from PIL import Image
 
 from allosr2.cli import main
+from allosr2.data.procedural import procedural_image
+from allosr2.data.sources import Source
 
 
 @pytest.fixture
@@ -82,3 +85,58 @@ def test_data_needs_a_verb(capsys):
         main(["data"])
     assert exit_.value.code == 2
     assert "shard" in capsys.readouterr().err
+
+
+def test_images_are_drawn_and_more_of_them_later(tmp_path, capsys):
+    folder = tmp_path / "drawn"
+    command = ["data", "draw", "--output", str(folder), "--size", "32", "--seed", "5"]
+    assert main([*command, "--count", "3", "--processes", "2"]) == 0
+    streams = capsys.readouterr()
+    assert streams.out == f"{folder}: 3 images of 32 px\n"
+    assert streams.err == ""
+    names = [f"drawn-5-32-{index:06d}.png" for index in range(5)]
+    first = {name: (folder / name).read_bytes() for name in names[:3]}
+    (folder / names[1]).unlink()
+    (folder / ".allosr2-999999999-abc.part").write_text("of a killed run")
+    assert main([*command, "--count", "5", "--processes", "1"]) == 0
+    assert capsys.readouterr().err == "allosr2: 2 of 5 images were there already\n"
+    assert sorted(path.name for path in folder.iterdir() if path.suffix) == [
+        ".allosr2.lock",
+        *names,
+    ]
+    assert {name: (folder / name).read_bytes() for name in names[:3]} == first
+    for index, name in enumerate(names):
+        with Image.open(folder / name) as image:
+            np.testing.assert_array_equal(image, procedural_image(5, index, 32))
+    assert [photo.key for photo in Source.parse(str(folder)).photos()] == names
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--count", "0"], 2, "--count is 0: use 1 or more"),
+        (["--size", "16"], 2, "--size is 16: use 32 or more"),
+        (["--seed", "-1"], 2, "--seed is -1: use 0 or more"),
+        (["--processes", "0"], 2, "--processes is 0: use 1 or more"),
+        (["--output", "file/drawn"], 2, "--output: file/drawn cannot be made (Not a directory)"),
+    ],
+)
+def test_what_cannot_be_drawn(tmp_path, monkeypatch, capsys, options, code, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    assert main(["data", "draw", "--count", "2", "--output", "drawn", *options]) == code
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    (line,) = streams.err.splitlines()
+    assert line.startswith("allosr2: error: ")
+    assert words in line
+    assert not (tmp_path / "drawn").exists()
+
+
+def test_a_drawing_process_that_dies_is_said_in_a_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("allosr2.data.drawn._follow_parent", os.abort)
+    folder = tmp_path / "drawn"
+    assert main(["data", "draw", "--count", "2", "--size", "32", "--output", str(folder)]) == 5
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("allosr2: error: a drawing process stopped")
+    assert list(folder.glob("*.png")) == []

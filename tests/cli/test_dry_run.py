@@ -30,7 +30,7 @@ def test_a_plan_has_parameters_memory_and_flops(nothing_here: Path, capsys) -> N
     assert found["parameters, transformer"] == ["6,311,232"]
     # three layers of 256 by 256 in each of six blocks
     assert found["single_transformer_blocks.attn"] == [f"{6 * 3 * 64 * (256 + 256):,}"]
-    assert found["tokens of a step"] == ["4,096 in 4 sequences"]  # two images, two sequences each
+    assert found["tokens of a step"] == ["2,048 in 8 sequences"]  # four images, two sequences each
     assert found["AdamW"][0].endswith(" GB")
     assert found["backward: transformer"][0].endswith(" TFLOP")
     assert "fits in 80.00 GB (an A100" in streams.out.splitlines()[-1]
@@ -39,10 +39,10 @@ def test_a_plan_has_parameters_memory_and_flops(nothing_here: Path, capsys) -> N
 
 
 def test_options_of_the_recipe_count(capsys) -> None:
-    assert main(["train", "mini", "--crop", "256", "--dry-run", "--rank", "8"]) == 0
+    assert main(["train", "mini", "--crop", "128", "--dry-run", "--rank", "8"]) == 0
     out = capsys.readouterr().out
     assert "trainable, rank 8" in out
-    assert "1,024 in 4 sequences" in out
+    assert "512 in 8 sequences" in out
 
 
 def test_a_run_that_does_not_fit_is_told_what_helps(capsys) -> None:
@@ -73,10 +73,10 @@ def test_a_run_without_lpips_says_so(capsys) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "verdict"), [("3GB", "does not fit in 3.00 GB"), ("3GiB", "GB fits in 3.22 GB")]
+    ("size", "verdict"), [("1.9GB", "does not fit in 1.90 GB"), ("1.9GiB", "GB fits in 2.04 GB")]
 )
 def test_sizes_have_two_units(size: str, verdict: str, capsys) -> None:
-    # 3.1 GB
+    # 2.0 GB
     command = ["train", "mini", "--perceptual-crop", "None", "--dry-run", "--fits", size]
     assert main(command) == 0
     assert verdict in capsys.readouterr().out

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from allosr2.cli import main
-from allosr2.cli.train import bar_text
+from allosr2.cli.train import STARTED, bar_text
 from allosr2.training.config import AlloSR2Training, CodecTraining, FlowTraining
+from allosr2.training.interrupts import TimeIsUp
 from allosr2.training.log import Status
 
 
@@ -18,7 +19,7 @@ def started(monkeypatch):
     """The configs that the loop is started with; it reports two steps and exports nothing."""
     configs = []
 
-    def run(config, report):
+    def run(config, report, started):
         configs.append(config)
         for step in (41, 42):
             report(
@@ -72,6 +73,7 @@ def test_overrides_of_every_part(started, tmp_path):
     [
         (["--procedural", "3"], 2, "procedural is 3.0: use a fraction in [0, 1]"),
         (["--batch-size", "3", "--accumulation", "2"], 2, "accumulation is 2"),
+        (["--minutes", "0"], 2, "minutes is 0.0: use a number above 0"),
         (["--t-star", "1.5"], 2, "t_star is 1.5"),
         (["--device", "warp"], 2, "device is warp"),
         (["--photos", "/no/photographs", "--device", "cpu"], 5, "/no/photographs: no such folder"),
@@ -91,7 +93,7 @@ def test_errors_are_one_line(arguments, code, word, capsys, tmp_path):
 def test_interruption_says_how_to_go_on(capsys, monkeypatch, tmp_path, begun):
     checkpoints = tmp_path / "run" / "checkpoints"
 
-    def run(config, report):
+    def run(config, report, started):
         if begun:
             (checkpoints / "step_00000001").mkdir(parents=True)
         raise KeyboardInterrupt
@@ -105,10 +107,30 @@ def test_interruption_says_how_to_go_on(capsys, monkeypatch, tmp_path, begun):
         assert line == "allosr2: stopped; no step was saved yet"
 
 
+def test_a_run_that_stops_for_time_says_so(capsys, monkeypatch, tmp_path):
+    checkpoints = tmp_path / "run" / "checkpoints"
+
+    def run(config, report, started):
+        assert config.run.minutes == 9.5
+        assert started == STARTED
+        (checkpoints / "step_00000001").mkdir(parents=True)
+        raise TimeIsUp
+
+    monkeypatch.setattr("allosr2.training.loop.train", run)
+    output = ["--output", str(tmp_path / "run")]
+    assert main(["train", "mini", "--minutes", "9.5", *output]) == 0
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    assert streams.err == (
+        "allosr2: stopped, as 9.5 minutes are over; run the same command again to resume from "
+        f"{checkpoints}\n"
+    )
+
+
 def test_being_terminated_is_an_interruption(capsys, monkeypatch, tmp_path):
     former = signal.getsignal(signal.SIGTERM)
 
-    def run(config, report):
+    def run(config, report, started):
         signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr("allosr2.training.loop.train", run)

@@ -71,6 +71,19 @@ def test_half_of_the_crops_are_shrunk_by_a_uniform_factor(tmp_path: Path) -> Non
     assert abs(shrunk.mean() - 0.75) < 4 * 0.5 / np.sqrt(12 * len(shrunk))
 
 
+def test_some_crops_are_enlarged_where_that_is_asked_for(tmp_path: Path) -> None:
+    coordinates(tmp_path / "a.png", 80, 80, step=3)
+    crops = images(tmp_path, minimum_scale=1.0, maximum_scale=2.0)
+    slopes = [
+        np.polyfit(range(4, 28), crops.sample(i).image[4:28, 0, 0].astype(float) / 3, 1)[0]
+        for i in range(200)
+    ]
+    factors = np.array([1 / slope for slope in slopes if slope < 0.99])
+    assert stats.binomtest(len(factors), 200, 0.5).pvalue > 1e-3
+    assert (factors.min() < 1.15, 1.85 < factors.max() < 2.15) == (True, True)
+    assert abs(factors.mean() - 1.5) < 4 / np.sqrt(12 * len(factors)) + 0.05  # whole pixels
+
+
 def test_a_window_never_leaves_a_small_photograph(tmp_path: Path) -> None:
     save_photo(tmp_path / "a.png", 32, 34, seed=0)
     assert all(
@@ -104,10 +117,10 @@ def test_drawn_images_in_the_mix_are_of_every_family(
     save_photo(tmp_path / "a.png", 64, 64, seed=1)
     chosen: list[int] = []
 
-    def family(number: int) -> Callable[..., np.ndarray]:
-        def blank(generator: object, size: int, materials: object) -> np.ndarray:
+    def family(number: int) -> Callable[..., list[np.ndarray]]:
+        def blank(generator: object, size: int, materials: object) -> list[np.ndarray]:
             chosen.append(number)
-            return np.zeros((size, size, 4), np.float32)
+            return [np.zeros((4, size, size), np.float32)]
 
         return blank
 
@@ -115,6 +128,7 @@ def test_drawn_images_in_the_mix_are_of_every_family(
     families = {family(number): p for number, p in enumerate(probabilities)}
     monkeypatch.setattr(scene, "FAMILIES", families)
     monkeypatch.setattr(scene, "sample_materials", lambda *_: None)
+    monkeypatch.setattr(scene, "photograph", lambda _, layers, __: layers[0][:3])
     monkeypatch.setattr(scene, "_focal_plane", lambda _, image: image)
     mixed = images(tmp_path, procedural=0.3)
     for index in range(1000):

@@ -82,6 +82,7 @@ def test_learning_rate_of_a_decay_shorter_than_a_step() -> None:
         (ImagesConfig, {"crop": 100}, "crop is 100: use a multiple of 16, at least 32"),
         (ImagesConfig, {"crop": 16}, "crop is 16: use a multiple of 16, at least 32"),
         (ImagesConfig, {"minimum_scale": 0.0}, "minimum_scale is 0.0: use (0, 1]"),
+        (ImagesConfig, {"maximum_scale": 0.9}, "maximum_scale is 0.9: use 1 or more"),
         (ImagesConfig, {"cache_gigabytes": -1.0}, "cache_gigabytes is -1.0: use 0 or more"),
         (ImagesConfig, {"workers": -1}, "workers is -1: use 0 or more"),
         (OptimizationConfig, {"learning_rate": 0.0}, "learning_rate is 0.0: use a positive value"),

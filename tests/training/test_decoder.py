@@ -18,7 +18,7 @@ from allosr2.backbones.base import load_transformer, load_vae
 from allosr2.backbones.codec import Codec
 from allosr2.backbones.flux import FluxVelocity
 from allosr2.backbones.lora import add_adapter
-from allosr2.data.degradation import preset, quiet
+from allosr2.data.degradation import preset
 from allosr2.data.pairs import Batch
 from allosr2.errors import ConfigError
 from allosr2.fingerprint import fingerprint
@@ -97,11 +97,6 @@ def test_its_fingerprint_is_that_of_the_files(config: DecoderTraining, model: Pa
     """Merged weights differ in the last bit between processors, on which a run may be resumed."""
     files = AlloSR2.from_pretrained(model).state_dict()
     assert DecoderStage(config, CPU).fingerprint == fingerprint(files)
-
-
-def test_quiet_pairs(config: DecoderTraining) -> None:
-    stage = DecoderStage(dataclasses.replace(config, quiet=True), CPU)
-    assert stage.degradation == quiet(preset("mild"))
 
 
 def test_its_loss_is_the_weighted_sum(config: DecoderTraining, random_lpips: Path) -> None:

@@ -25,6 +25,7 @@ from allosr2.data.pairs import Batch
 from allosr2.errors import AlloSR2Error, ConfigError, DataError, ModelError
 from allosr2.training import interrupts, loop, plan, state
 from allosr2.training.config import CodecTraining
+from allosr2.training.distributed import Processes
 from allosr2.training.log import Status, append
 from allosr2.training.loop import train
 from allosr2.training.noise import normal, sample_generators, uniform
@@ -446,6 +447,67 @@ def test_a_signal_stops_the_run_after_its_step(
     train(config)
     expected = final_state(straight)
     assert all(torch.equal(final_state(config)[key], expected[key]) for key in expected)
+
+
+def test_a_run_whose_time_is_up_again_and_again_ends_as_one_that_was_not_stopped(
+    config: CodecTraining, use_stage: Use, tmp_path: Path
+) -> None:
+    """A step each time, the last of which is the end: there is nothing left to stop."""
+    straight = change(config, output=tmp_path / "straight")
+    use_stage(FourNumbers())
+    train(straight)
+    done: list[int] = []
+    for step in range(1, 8):
+        use_stage(FourNumbers())
+        with pytest.raises(interrupts.TimeIsUp):
+            # another time each time, which a resumed run does not mind
+            train(change(config, minutes=1e-6 / step), lambda status: done.append(status.step))
+        assert done == list(range(1, step + 1))
+        newest = max((config.run.output / "checkpoints").glob("step_*"))
+        assert newest.name == f"step_{step:08d}"
+    use_stage(FourNumbers())
+    model = train(change(config, minutes=1e-6))
+    assert log_of(config) == log_of(straight)
+    expected = final_state(straight)
+    assert final_state(config).keys() == expected.keys()
+    assert all(torch.equal(final_state(config)[key], expected[key]) for key in expected)
+    assert torch.equal(
+        torch.load(model / "weight.pt"), torch.load(straight.run.output / "model" / "weight.pt")
+    )
+
+
+def test_minutes_count_from_the_start_of_the_command(config: CodecTraining, use_stage: Use) -> None:
+    """It began half an hour before training did: 15 minutes are over, 40 are not."""
+    started = time.monotonic() - 30 * 60
+    use_stage(FourNumbers())
+    with pytest.raises(interrupts.TimeIsUp):
+        train(change(config, minutes=15), started=started)
+    use_stage(FourNumbers())
+    done: list[int] = []
+    train(change(config, minutes=40), lambda s: done.append(s.step), started=started)
+    assert done == list(range(2, 9))
+
+
+def test_the_time_of_another_process_is_up(
+    config: CodecTraining, use_stage: Use, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processes know by their sums, in which another's flag stands as soon as its own step is done."""
+    sums = Processes.sum_terms
+    calls = 0
+
+    def with_another(self: Processes, terms: Any) -> dict[str, float]:
+        nonlocal calls
+        calls += 1
+        others = {"late": float(calls == 3)}
+        return {name: value + others.get(name, 0) for name, value in sums(self, terms).items()}
+
+    monkeypatch.setattr(Processes, "sum_terms", with_another)
+    use_stage(FourNumbers())
+    done: list[int] = []
+    with pytest.raises(interrupts.TimeIsUp):
+        train(change(config, minutes=100), lambda status: done.append(status.step))
+    assert done == [1, 2, 3]
+    assert not {"late", "asked"} & set(log_of(config)[0])
 
 
 def test_a_second_signal_later_on_stops_at_once(

@@ -21,6 +21,7 @@ from diffusers import (
 from torch import nn
 
 from allosr2.backbones.codec import Codec
+from allosr2.backbones.conv import ConvFlowModel, ConvVelocity
 from allosr2.backbones.flux import FluxVelocity
 from allosr2.backbones.flux2 import Flux2Codec, Flux2Velocity
 from allosr2.backbones.hub import fetch_part
@@ -47,6 +48,8 @@ def family_of(transformer: nn.Module) -> type[VelocityField]:
             return SD3Velocity
         case ZImageTransformer2DModel():
             return ZImageVelocity
+        case ConvFlowModel():
+            return ConvVelocity
         case _:
             raise ModelError(
                 f"a transformer of kind {type(transformer).__name__} is not supported; "
@@ -73,6 +76,12 @@ def codec_of(vae: nn.Module) -> Codec:
                 f"a VAE of kind {type(vae).__name__} is not supported; "
                 "use a base with AutoencoderKL, AutoencoderKLFlux2 or AutoencoderDC"
             )
+
+
+def kind_of(folder: Path) -> Any:  # noqa: ANN401 - classes of diffusers and one of ours share no type
+    """The class that loads a part, by what its `config.json` says. Raises OSError, ValueError."""
+    name = json.loads((folder / "config.json").read_text()).get("_class_name")
+    return ConvFlowModel if name == ConvFlowModel.__name__ else AutoModel
 
 
 def load_vae(base: str, precision: Precision = "float32") -> nn.Module:
@@ -113,7 +122,7 @@ def _load(
     try:
         model = cast(
             nn.Module,
-            AutoModel.from_pretrained(
+            kind_of(folder / part).from_pretrained(
                 str(folder), subfolder=part, torch_dtype=dtype, use_safetensors=True
             ),
         )

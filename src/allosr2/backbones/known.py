@@ -12,7 +12,6 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
-    AutoModel,
     Flux2Transformer2DModel,
     FluxTransformer2DModel,
     SD3Transformer2DModel,
@@ -20,9 +19,9 @@ from diffusers import (
 )
 from torch import nn
 
-from allosr2.backbones.base import Part
+from allosr2.backbones.base import Part, kind_of
 from allosr2.backbones.hub import reach
-from allosr2.backbones.presets import mini_transformer, mini_vae
+from allosr2.backbones.presets import mini_vae, mini_velocity
 from allosr2.backbones.velocity import config_of
 from allosr2.errors import ModelError, one_line
 
@@ -72,7 +71,7 @@ _KNOWN: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module]]] = {
     "stabilityai/stable-diffusion-3.5-medium": (_sd35_medium, _sd35_vae),
     "Tongyi-MAI/Z-Image": (_z_image, _flux_vae),
     "Tongyi-MAI/Z-Image-Turbo": (_z_image, _flux_vae),
-    "runs/mini-flow/model": (mini_transformer, mini_vae),  # until stages 1 and 2 have made it
+    "runs/mini-flow/model": (mini_velocity, mini_vae),  # until stages 1 and 2 have made it
 }
 
 
@@ -109,7 +108,7 @@ def _from_config(base: str, part: Part) -> nn.Module:
     if not path.is_file():
         raise ModelError(f"{folder}: no {name} in it; name a folder in diffusers layout")
     try:
-        return cast(nn.Module, AutoModel.from_config(json.loads(path.read_text())))
+        return cast(nn.Module, kind_of(path.parent).from_config(json.loads(path.read_text())))
     except Exception as error:  # diffusers raises whatever its classes do
         raise ModelError(
             f"{path}: no {part} can be made of it ({one_line(error)}); copy it again"

@@ -1,9 +1,10 @@
-"""The layout of `mini`: a FLUX transformer and a VAE, both from diffusers, small enough for a CPU."""
+"""The layout of `mini`: a flow of convolutions and a VAE from diffusers, small enough for a CPU."""
 
 from __future__ import annotations
 
-from diffusers import AutoencoderDC, FluxTransformer2DModel
-from torch import nn
+from diffusers import AutoencoderDC
+
+from allosr2.backbones.conv import ConvFlowModel
 
 
 def mini_vae() -> AutoencoderDC:
@@ -27,21 +28,6 @@ def mini_vae() -> AutoencoderDC:
     )
 
 
-def mini_transformer() -> FluxTransformer2DModel:
-    """A FLUX transformer of 6.3 M parameters: 6 single blocks, 4 heads of 64, no text tokens needed."""
-    transformer = FluxTransformer2DModel(
-        in_channels=64,
-        num_layers=0,
-        num_single_layers=6,
-        attention_head_dim=64,
-        num_attention_heads=4,
-        joint_attention_dim=64,
-        pooled_projection_dim=64,
-        guidance_embeds=False,
-        axes_dims_rope=(16, 24, 24),
-    )
-    # DiT's start: blocks begin as identities (zero gates), the velocity at zero
-    for name, parameter in transformer.named_parameters():
-        if ".norm.linear." in name or name.startswith(("norm_out.linear.", "proj_out.")):
-            nn.init.zeros_(parameter)
-    return transformer
+def mini_velocity() -> ConvFlowModel:
+    """A flow of 4.2 M parameters on these latents: 12 residual blocks of two convolutions, 128 wide."""
+    return ConvFlowModel(in_channels=16, width=128, num_blocks=12)

@@ -33,17 +33,64 @@ class Shard:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Draw:
+    """Draw images beforehand, as PNG files for `allosr2 train --photos`.
+
+    Each depends on seed, size and its number alone. Run the same command again to go on where it was stopped,
+    or with a larger `--count` for more.
+    """
+
+    count: int
+    """How many images."""
+    output: Path
+    """Folder, made if need be, that receives `drawn-SEED-SIZE-000000.png` and so on."""
+    size: int = 512
+    """Side in pixels; at least the `--crop` that is trained with."""
+    seed: int = 0
+    """Seed of everything drawn."""
+    processes: int | None = None
+    """How many draw at once; by default one for each core."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Data:
     """Prepare training data."""
 
-    # without a second choice, which is hidden, tyro would make no verb of the first
-    verb: Shard | Annotated[None, tyro.conf.Suppress]
+    verb: Shard | Draw
 
 
 def data(config: Data) -> int:
     """Do what a verb of `data` asks for; returns the exit code."""
-    assert config.verb is not None
-    return shard(config.verb)
+    return shard(config.verb) if isinstance(config.verb, Shard) else draw(config.verb)
+
+
+def draw(config: Draw) -> int:
+    """Draw the images that are not there yet; returns the exit code."""
+    from allosr2.data.drawn import cores, draw_images
+
+    processes = cores() if config.processes is None else config.processes
+    for option, value, least in (
+        ("count", config.count, 1),
+        ("size", config.size, 32),
+        ("seed", config.seed, 0),
+        ("processes", processes, 1),
+    ):
+        if value < least:
+            raise ConfigError(f"--{option} is {value}: use {least} or more")
+    with progress_bar(TextColumn("{task.completed}/{task.total}", markup=False)) as bar:
+        task = bar.add_task(str(config.output), total=config.count)
+        were_there = draw_images(
+            config.output,
+            count=config.count,
+            size=config.size,
+            seed=config.seed,
+            processes=processes,
+            progress=lambda done: bar.update(task, completed=done),
+        )
+    if were_there:
+        errors_console().print(f"allosr2: {were_there} of {config.count} images were there already")
+    console().print(f"{config.output}: {config.count} images of {config.size} px")
+    return 0
 
 
 def shard(config: Shard) -> int:

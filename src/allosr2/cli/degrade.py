@@ -26,7 +26,7 @@ class Degrade:
     output: Path
     """A file for a file; for a folder a folder, made if need be, that receives PNG files."""
     preset: str = "mild"
-    """Degradation: `real-esrgan`, `mild` or `stablesr`."""
+    """Degradation: `real-esrgan`, `mild`, `stablesr`, `camera`, or several joined by + (`mild+camera`)."""
     scale: int = 4
     """How many times smaller the sides become."""
     seed: int = 0
@@ -36,7 +36,7 @@ class Degrade:
 def degrade(config: Degrade) -> int:
     """Degrade every input; returns the exit code."""
     from allosr2.data.degradation import degrade as apply
-    from allosr2.data.degradation import preset, sample_degradation
+    from allosr2.data.degradation import mixture, sample_degradation
     from allosr2.imaging.io import (
         check_target,
         image_from_any,
@@ -48,7 +48,7 @@ def degrade(config: Degrade) -> int:
 
     if config.scale < 1:
         raise ConfigError(f"--scale is {config.scale}: use 1 or more")
-    degradation = preset(config.preset)
+    degradation = mixture(config.preset)
     pairs = plan([config.input], config.output)
     drawn_for = {
         source: sample_degradation(degradation, config.seed, index)

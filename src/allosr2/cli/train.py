@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from tyro.extras import subcommand_type_from_defaults
 
 from allosr2.cli.console import console, errors_console, progress_bar
 from allosr2.errors import ConfigError
+from allosr2.training.interrupts import TimeIsUp
 from allosr2.training.recipes import recipes
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,8 @@ TERMS = (
 """Loss terms of all stages, as the bar shows them; the log has diagnostics too."""
 QUIET = 60.0
 """Seconds between two lines where there is no terminal for a bar."""
+STARTED = time.monotonic()
+"""About when the command was started: this module is among the first to be imported, and torch is not."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
 
@@ -81,6 +84,12 @@ def train(config: Train) -> int:
     try:
         with terminated_as_interrupted():
             folder = train_with_bar(config.recipe, leads=leads)
+    except TimeIsUp:
+        if leads:
+            how = _how_to_go_on(config.recipe.run.output)
+            minutes = f"{config.recipe.run.minutes:g} minutes are over"
+            errors_console().print(f"allosr2: stopped, as {minutes}; {how}")
+        return 0
     except KeyboardInterrupt:
         if leads:
             how = _how_to_go_on(config.recipe.run.output)
@@ -91,10 +100,17 @@ def train(config: Train) -> int:
     return 0
 
 
-def train_with_bar(config: TrainingConfig, *, leads: bool) -> Path:
+def train_with_bar(
+    config: TrainingConfig, *, leads: bool, note: Callable[[Status], None] = lambda _: None
+) -> Path:
     """Train under a progress bar, or with a line now and then where there is no terminal; returns the model.
 
-    `leads`: whether this process speaks, where several train together; errors come from every one.
+    The run's minutes count from the start of the command.
+
+    Args:
+        config: of the run.
+        leads: whether this process speaks, where several train together; errors come from every one.
+        note: called after every optimizer step.
     """
     from allosr2.training.loop import train as run
 
@@ -118,8 +134,9 @@ def train_with_bar(config: TrainingConfig, *, leads: bool) -> Path:
                 tasks.append(task)
             speed = bar.tasks[0].speed
             bar.update(tasks[0], completed=status.step, text=bar_text(status, speed))
+            note(status)
 
-        return run(config, report)
+        return run(config, report, started=STARTED)
 
 
 @contextmanager

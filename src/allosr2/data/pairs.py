@@ -18,7 +18,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from allosr2.data.degradation import DegradationConfig, degrade, sample_degradation
+from allosr2.data.degradation import DegradationConfig, DegradationMix, degrade, sample_degradation
 from allosr2.data.photos import BadPhoto, HRImages, Sample
 from allosr2.errors import AlloSR2Error, DataError, one_line
 
@@ -93,7 +93,7 @@ def _collate(loaded: list[tuple[int, Sample] | AlloSR2Error]) -> _Loaded | AlloS
 
 def batches(
     images: HRImages,
-    degradation: DegradationConfig | None,
+    degradation: DegradationConfig | DegradationMix | None,
     parts: Iterable[Sequence[int]],
     *,
     scale: int,
@@ -194,7 +194,7 @@ def _interrupts_held_back() -> Generator[None]:
 
 def _batch(
     loaded: _Loaded,
-    degradation: DegradationConfig | None,
+    degradation: DegradationConfig | DegradationMix | None,
     seed: int,
     scale: int,
     device: torch.device,

@@ -114,18 +114,18 @@ class PhotoFolder:
             self._cached_bytes -= oldest.nbytes
         return image
 
-    def crop(self, rng: np.random.Generator, size: int, minimum_scale: float) -> Sample:
-        """A random crop, randomly shrunk and mirrored.
+    def crop(self, rng: np.random.Generator, size: int, scales: tuple[float, float]) -> Sample:
+        """A random crop, randomly resized and mirrored.
 
-        Half of the crops keep the photograph's own pixels; the others are shrunk by a factor drawn
-        uniformly from [minimum_scale, 1] (less where the photograph is too small for it), which adds
-        finer textures than the photograph has. For a damaged photograph another is drawn, from the same
-        generator: which one depends on it and the files alone.
+        Half of the crops keep the photograph's own pixels; the others are resized by a factor drawn uniformly
+        from the range `scales`. Below 1 (less where the photograph is too small for it) that adds finer
+        textures than the photograph has, above 1 softer ones. For a damaged photograph another is drawn,
+        from the same generator: which one depends on it and the files alone.
 
         Raises DataError if `DRAWS` in a row are damaged, or one cannot be read for the moment (`Photo.pixels`).
         """
         number, image, bad = self._draw(rng)
-        scale = rng.uniform(minimum_scale, 1.0) if rng.random() < 0.5 else 1.0
+        scale = rng.uniform(*scales) if rng.random() < 0.5 else 1.0
         height, width = image.shape[:2]
         window = min(round(size / scale), height, width)
         top = int(rng.integers(height - window + 1))
@@ -176,6 +176,7 @@ class HRImages:
         procedural: float,
         crop: int,
         minimum_scale: float,
+        maximum_scale: float = 1.0,
         cache_gigabytes: float,
         seed: int,
     ) -> None:
@@ -187,7 +188,7 @@ class HRImages:
         )
         self.procedural = procedural
         self.crop = crop
-        self.minimum_scale = minimum_scale
+        self.scales = (minimum_scale, maximum_scale)
         self.seed = seed
 
     @property
@@ -216,4 +217,4 @@ class HRImages:
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(index, 1)))
         if self.folder is None or rng.random() < self.procedural:
             return Sample(image=procedural_image(self.seed, index, self.crop), photo=None)
-        return self.folder.crop(rng, self.crop, self.minimum_scale)
+        return self.folder.crop(rng, self.crop, self.scales)

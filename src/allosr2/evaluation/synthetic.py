@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from allosr2.data.degradation import degrade, preset, sample_degradation
+from allosr2.data.degradation import degrade, mixture, sample_degradation
 from allosr2.data.photo import Photo
 from allosr2.errors import ConfigError, DataError, one_line
 from allosr2.evaluation.sets import RECORD, BenchmarkSet, random_crop
@@ -57,7 +57,7 @@ def prepare_pairs(
             written.
     """
     assert made.hr_side is not None
-    degradation = preset(preset_name)
+    degradation = mixture(preset_name)
     hr_folder, lr_folder = output / "hr", output / "lr"
     if source.resolve() in (hr_folder.resolve(), lr_folder.resolve()):
         raise ConfigError(

@@ -21,7 +21,7 @@ from allosr2.backbones.lora import (
     unfreeze_adapters,
 )
 from allosr2.backbones.velocity import Conditioning, VelocityField, representable_time
-from allosr2.data.degradation import preset
+from allosr2.data.degradation import mixture
 from allosr2.data.pairs import Batch, batches
 from allosr2.data.photos import HRImages
 from allosr2.errors import ConfigError, ModelError
@@ -77,7 +77,7 @@ class AlloSR2Stage:
             raise ConfigError(
                 f"embed_base is set: base {config.base} is no folder here; name one, or leave it out"
             )
-        self.degradation = preset(config.preset)
+        self.degradation = mixture(config.preset)
         self.scale = config.scale
         self._config = config
         self._data = {

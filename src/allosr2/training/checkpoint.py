@@ -34,6 +34,7 @@ FREE_FIELDS = frozenset(
         "run.checkpoint_every",
         "run.keep_checkpoints",
         "run.allow_changes",
+        "run.minutes",
         "run.patience",
         "run.profile",
         "images.workers",
@@ -52,9 +53,10 @@ FREE_FIELDS = frozenset(
 learning rate decays toward another last step."""
 _TENSORS = ("weights", "average", "optimizer")
 """Fields of a checkpoint that are files of their own."""
-_PLACES = {
+_PASSING = {
     "run.output",
     "run.device",
+    "run.minutes",
     "images.photos",
     "watch.validation_photos",
     "perceptual.perceptual",
@@ -63,7 +65,7 @@ _PLACES = {
     "initial",
     "model",
 }
-"""Fields that say where things lay on the machine that trained."""
+"""Fields that say where things lay on the machine that trained, and when it was to pause."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,8 +103,8 @@ def config_fields(config: TrainingConfig) -> dict[str, Any]:
 
 
 def provenance_fields(config: TrainingConfig) -> dict[str, Any]:
-    """The fields of a config that travel with what it trained: all but places on this machine."""
-    return {k: v for k, v in config_fields(config).items() if k not in _PLACES}
+    """The fields of a config that travel with what it trained: all but places on this machine, and pauses."""
+    return {k: v for k, v in config_fields(config).items() if k not in _PASSING}
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, config: TrainingConfig) -> Path:

@@ -54,7 +54,9 @@ class ImagesConfig:
     crop: int = 256
     """Side of an HR crop in pixels; a multiple of 16."""
     minimum_scale: float = 0.5
-    """Every other photograph is shrunk by a factor drawn from [minimum_scale, 1] before it is cropped."""
+    """Every other crop is resized by a factor drawn from [minimum_scale, maximum_scale]."""
+    maximum_scale: float = 1.0
+    """Above 1 some crops are enlarged: cameras' own pixels are softer than published photographs'."""
     cache_gigabytes: float = 4.0
     """Decoded photographs kept in memory, in 2^30 bytes, by a training process's loading processes together."""
     workers: int = 1
@@ -69,6 +71,7 @@ class ImagesConfig:
             "use a multiple of 16, at least 32",
         )
         _check(0 < self.minimum_scale <= 1, "minimum_scale", self.minimum_scale, "use (0, 1]")
+        _check(1 <= self.maximum_scale < inf, "maximum_scale", self.maximum_scale, "use 1 or more")
         _check_at_least(0, self, "cache_gigabytes", "workers")
 
 
@@ -156,6 +159,9 @@ class RunConfig:
     """Checkpoints kept; older ones are removed."""
     allow_changes: bool = False
     """Go on from checkpoints of another config too; what differs is logged."""
+    minutes: float | None = None
+    """Minutes after the start of the command in which to stop, after the step that it is in, with a checkpoint;
+    the same command goes on. None trains to the last step."""
     patience: int = 20
     """Non-finite steps in a row after which the run stops; each is left out and its samples written down."""
     profile: bool = False
@@ -165,6 +171,12 @@ class RunConfig:
         _check_at_least(1, self, "steps", "batch_size", "accumulation", "patience")
         _check_at_least(1, self, "log_every", "checkpoint_every", "keep_checkpoints")
         _check_at_least(0, self, "seed")
+        _check(
+            self.minutes is None or 0 < self.minutes < inf,
+            "minutes",
+            self.minutes,
+            "use a number above 0",
+        )
         _check(
             self.precision in ("float32", "bfloat16"),
             "precision",
@@ -350,7 +362,7 @@ class AlloSR2Training:
     initial: str | None = None
     """Model folder, or `mini`, whose adapters are trained on; without it adapters start at zero effect."""
     preset: str = "real-esrgan"
-    """Degradation preset: "real-esrgan", "mild" or "stablesr"."""
+    """Degradation preset: real-esrgan, mild, stablesr, camera, or several joined by + (`mild+camera`)."""
     scale: int = 4
     """Upscaling factor."""
     t_star: float | None = None
@@ -433,14 +445,14 @@ class DecoderTraining:
     result_fraction: float = 0.75
     """Fraction of images that are degraded and restored before they are decoded, in [0, 1]; the others'
     own latents are decoded, so that the VAE remains one."""
-    quiet: bool = False
-    """Degrade with next to no noise and JPEG: such LR images restore to smoother latents, where grids show."""
     grid_weight: float = 0.0
     """Weight of the losses against grids and hatches (`allosr2.losses.grid`); 0 leaves them out."""
+    texture_weight: float = 0.0
+    """Weight of the loss on the amount of detail (`allosr2.losses.texture`); 0 leaves it out."""
 
     def __post_init__(self) -> None:
         _check_fractions(self, "result_fraction")
-        _check_at_least(0, self, "grid_weight")
+        _check_at_least(0, self, "grid_weight", "texture_weight")
         _check_grid(self.grid_weight, self.images.crop)
 
 

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from allosr2.backbones.base import save_base
-from allosr2.data.degradation import preset, quiet
+from allosr2.data.degradation import mixture
 from allosr2.data.pairs import Batch
 from allosr2.errors import ConfigError
 from allosr2.fingerprint import fingerprint
 from allosr2.imaging.resize import enlarge
 from allosr2.losses.grid import float32_for_grids, grid, hatch
+from allosr2.losses.texture import texture
 from allosr2.model import AlloSR2, ModelConfig, copy_base, load_frozen_codec, model_folder
 from allosr2.training.checkpoint import provenance_fields
 from allosr2.training.config import DecoderTraining
@@ -29,7 +30,7 @@ from allosr2.training.perceptual import build_lpips
 
 
 class DecoderStage:
-    """Decode restored latents, and some of HR images, into HR images (L1 + LPIPS, no grids).
+    """Decode restored latents, and some of HR images, into HR images (L1 + LPIPS, no grids, as much detail).
 
     Raises ModelError if model or LPIPS cannot be loaded, ConfigError if the model's base lies elsewhere.
     """
@@ -51,8 +52,7 @@ class DecoderStage:
         self.module = load_frozen_codec(folder).to(device)
         self.module.to(memory_format=torch.channels_last)
         self.module.vae.decoder.requires_grad_(True)
-        degradation = preset(self._model.config.preset)
-        self.degradation = quiet(degradation) if config.quiet else degradation
+        self.degradation = mixture(self._model.config.preset)
         self.scale = self._model.config.scale
         if config.images.crop % self.scale:
             raise ConfigError(
@@ -69,7 +69,7 @@ class DecoderStage:
             self._model.velocity.compile_blocks()
 
     def losses(self, batch: Batch, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
-        """`reconstruction` (L1), `perceptual` (LPIPS), `grid` and `hatch`."""
+        """`reconstruction` (L1), `perceptual` (LPIPS), `grid` and `hatch`, `texture`."""
         config = self._config
         restored = uniform(generators) < config.result_fraction
         with torch.no_grad():
@@ -84,6 +84,9 @@ class DecoderStage:
         if config.grid_weight:
             terms["grid"], terms["hatch"] = grid(image, batch.hr), hatch(image, batch.hr)
             total = total + config.grid_weight * (terms["grid"] + terms["hatch"])
+        if config.texture_weight:
+            terms["texture"] = texture(image, batch.hr)
+            total = total + config.texture_weight * terms["texture"]
         return terms | {"total": total}
 
     def inspect(self, batches: Sequence[Batch]) -> Inspection:

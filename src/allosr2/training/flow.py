@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from allosr2.backbones.base import codec_of, family_of, load_transformer, load_vae, save_base
-from allosr2.backbones.presets import mini_transformer
+from allosr2.backbones.presets import mini_velocity
 from allosr2.data.pairs import Batch
 from allosr2.fingerprint import fingerprint
 from allosr2.flow import clean_prediction, interpolate, velocity
@@ -31,9 +31,7 @@ class FlowStage:
         self._codec = codec_of(load_vae(str(config.codec))).to(device)
         self.fingerprint = fingerprint(self._codec.state_dict())
         self._codec.to(memory_format=torch.channels_last)
-        transformer = (
-            load_transformer(str(config.initial)) if config.initial else mini_transformer()
-        )
+        transformer = load_transformer(str(config.initial)) if config.initial else mini_velocity()
         transformer.requires_grad_(True)
         self._transformer = transformer
         family = family_of(transformer)

@@ -36,6 +36,7 @@ def validation_images(config: TrainingConfig, images: HRImages) -> HRImages:
         procedural=0.0,
         crop=config.images.crop,
         minimum_scale=config.images.minimum_scale,
+        maximum_scale=config.images.maximum_scale,
         cache_gigabytes=config.images.cache_gigabytes,
         seed=seed,
     )

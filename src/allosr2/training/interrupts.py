@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM, heard between two steps: nothing is left half done, and all processes stop together."""
+"""Ctrl-C, SIGTERM and the end of a run's time, heard between two steps.
+
+Nothing is left half done, and all processes stop together.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from math import inf
 
 logger = logging.getLogger(__name__)
 
@@ -15,15 +19,28 @@ ECHO = 3.0
 """Seconds in which another signal is taken for the same: a terminal and torchrun both pass on one Ctrl-C."""
 
 
-class Interrupts:
-    """Whether a run was asked to stop."""
+class TimeIsUp(KeyboardInterrupt):
+    """A run's minutes are over: it stopped between two steps, with a checkpoint, as after an interrupt."""
 
-    def __init__(self, *, speaks: bool) -> None:
-        """Nobody has asked yet; `speaks` logs it when somebody does."""
+
+class Interrupts:
+    """Whether a run was asked to stop, or its time is up."""
+
+    def __init__(self, *, speaks: bool, deadline: float = inf) -> None:
+        """Nobody has asked yet; `speaks` logs it when somebody does.
+
+        `deadline`: when the time is up, by `time.monotonic`.
+        """
         self.asked = False
         """Whether the run is to stop after this step."""
         self._speaks = speaks
         self._since = 0.0
+        self._deadline = deadline
+
+    @property
+    def late(self) -> bool:
+        """Whether the time is up."""
+        return time.monotonic() >= self._deadline
 
     @contextmanager
     def held_back(self) -> Generator[None]:

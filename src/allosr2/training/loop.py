@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
+from math import inf
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from allosr2.training.config import AlloSR2Training, TrainingConfig
 from allosr2.training.distributed import Processes, join, leave, parts_of_batch
 from allosr2.training.guards import NonFiniteSteps, memory_guard
 from allosr2.training.inspection import validation_images
-from allosr2.training.interrupts import Interrupts
+from allosr2.training.interrupts import Interrupts, TimeIsUp
 from allosr2.training.log import Status
 from allosr2.training.noise import sample_generators
 from allosr2.training.optimizer import require_optimizer
@@ -31,7 +32,12 @@ from allosr2.training.tracking import require_tracker
 from allosr2.training.watch import Watch
 
 
-def train(config: TrainingConfig, report: Callable[[Status], None] = lambda _: None) -> Path:
+def train(
+    config: TrainingConfig,
+    report: Callable[[Status], None] = lambda _: None,
+    *,
+    started: float | None = None,
+) -> Path:
     """Train to the config's last step and export the model; returns the exported folder.
 
     Under torchrun every process calls this with the same config; they share each batch out, and the first
@@ -39,21 +45,27 @@ def train(config: TrainingConfig, report: Callable[[Status], None] = lambda _: N
 
     A run that was stopped goes on from its last checkpoint, and ends with the same weights as one that was
     not. Being killed loses the steps since that checkpoint. SIGINT and SIGTERM stop the run after the step
-    that it is in, with a checkpoint and a KeyboardInterrupt; an error writes one too where it can.
+    that it is in, with a checkpoint and a KeyboardInterrupt; `run.minutes` do the same with a TimeIsUp, but for
+    the last step. An error writes a checkpoint too where it can.
 
     Args:
         config: what to train, on what, and where to write it.
         report: called after every optimizer step.
+        started: what `run.minutes` count from, by `time.monotonic`; None is now.
 
     Raises:
         AlloSR2Error: for what a user can put right, such as missing photographs or too many damaged ones, a
             base that cannot be loaded, an output folder of another config, losses that stay non-finite, or too
             little memory.
     """
+    minutes = config.run.minutes
+    begun = time.monotonic() if started is None else started
+    deadline = inf if minutes is None else begun + 60 * minutes
     processes, device = join(config.run.device)
+    interrupts = Interrupts(speaks=processes.leads, deadline=deadline)
     try:
         with memory_guard(config, device), loading_guard():
-            return _train(config, report, processes, device)
+            return _train(config, report, interrupts, processes, device)
     finally:
         leave()
 
@@ -61,6 +73,7 @@ def train(config: TrainingConfig, report: Callable[[Status], None] = lambda _: N
 def _train(
     config: TrainingConfig,
     report: Callable[[Status], None],
+    interrupts: Interrupts,
     processes: Processes,
     device: torch.device,
 ) -> Path:
@@ -80,6 +93,7 @@ def _train(
         procedural=config.images.procedural,
         crop=config.images.crop,
         minimum_scale=config.images.minimum_scale,
+        maximum_scale=config.images.maximum_scale,
         cache_gigabytes=config.images.cache_gigabytes,
         seed=run.seed,
     )
@@ -95,7 +109,9 @@ def _train(
             )
         watch = Watch(config, stage, validation, device, step=state.step, writes=processes.leads)
         with closing(watch):
-            return _steps(config, stage, images, state, watch, report, processes, device, parts)
+            return _steps(
+                config, stage, images, state, watch, report, interrupts, processes, device, parts
+            )
 
 
 def _steps(
@@ -105,6 +121,7 @@ def _steps(
     state: TrainingState,
     watch: Watch,
     report: Callable[[Status], None],
+    interrupts: Interrupts,
     processes: Processes,
     device: torch.device,
     parts: int,
@@ -132,7 +149,6 @@ def _steps(
         workers=config.images.workers,
         device=device,
     )
-    interrupts = Interrupts(speaks=processes.leads)
     with closing(loader), interrupts.held_back():
         try:
             if processes.from_first(watch.is_missing(state.step), device):
@@ -140,7 +156,7 @@ def _steps(
                     watch.inspect(state.step)
             while state.step < run.steps:
                 started = time.perf_counter()
-                terms, stop = _accumulate(
+                terms, asked, late = _accumulate(
                     config, stage, loader, quarantine, interrupts, processes, parts
                 )
                 status = state.update(terms, started)
@@ -148,8 +164,10 @@ def _steps(
                 watch.note(status)
                 if processes.leads:
                     report(status)
-                if stop:
+                if asked:
                     raise KeyboardInterrupt
+                if late and state.step < run.steps:  # after the last one it is as good as done
+                    raise TimeIsUp
                 if state.step % run.checkpoint_every == 0 or state.step == run.steps:
                     state.save()
                 if watch.is_due(state.step):
@@ -202,10 +220,10 @@ def _accumulate(
     interrupts: Interrupts,
     processes: Processes,
     parts: int,
-) -> tuple[dict[str, float], bool]:
+) -> tuple[dict[str, float], bool, bool]:
     """Gradients of one optimizer step, left in the parameters of every process.
 
-    Returns each term's mean, and whether any process was asked to stop.
+    Returns each term's mean, whether any process was asked to stop, and whether the time of any is up.
     """
     run = config.run
     total: dict[str, Tensor] = {}
@@ -221,6 +239,7 @@ def _accumulate(
         for name, term in terms.items():
             total[name] = total.get(name, 0.0) + term.detach() / parts
     processes.sum_(p.grad for p in stage.module.parameters() if p.grad is not None)
-    asked = total["total"].new_tensor(float(interrupts.asked))
-    terms = processes.sum_terms(total | {"asked": asked})
-    return terms, bool(terms.pop("asked"))
+    stops = {"asked": interrupts.asked, "late": interrupts.late}
+    flags = {name: total["total"].new_tensor(float(flag)) for name, flag in stops.items()}
+    terms = processes.sum_terms(total | flags)
+    return terms, bool(terms.pop("asked")), bool(terms.pop("late"))

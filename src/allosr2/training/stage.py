@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from allosr2.data.degradation import DegradationConfig
+from allosr2.data.degradation import DegradationConfig, DegradationMix
 from allosr2.data.pairs import Batch
 from allosr2.data.photos import HRImages
 from allosr2.training.allosr2 import AlloSR2Stage
@@ -35,7 +35,7 @@ class Stage(Protocol):
         ...
 
     @property
-    def degradation(self) -> DegradationConfig | None:
+    def degradation(self) -> DegradationConfig | DegradationMix | None:
         """How LR images are made; None for stages that see HR images alone."""
         ...
 

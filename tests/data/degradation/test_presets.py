@@ -4,7 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from allosr2.data.degradation import PRESET_NAMES, preset, quiet
+from allosr2.data.degradation import (
+    PRESET_NAMES,
+    DegradationMix,
+    mixture,
+    preset,
+    sample_degradation,
+)
 from allosr2.data.degradation.presets import (
     BlurConfig,
     KernelProbabilities,
@@ -47,10 +53,10 @@ PUBLISHED = {
 
 
 def test_every_name_has_published_figures() -> None:
-    assert set(PRESET_NAMES) == set(PUBLISHED)
+    assert set(PRESET_NAMES) == {*PUBLISHED, "camera"}
 
 
-@pytest.mark.parametrize("name", PRESET_NAMES)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_figures(name: str) -> None:
     config = preset(name)
     first, second = config.first, config.second
@@ -117,9 +123,8 @@ def test_values_that_cannot_work() -> None:
         replace(mild, undegraded_probability=float("nan"))
 
 
-@pytest.mark.parametrize("name", PRESET_NAMES)
-def test_quiet_leaves_blur_and_size(name: str) -> None:
-    config, calm = preset(name), quiet(preset(name))
+def test_camera_leaves_blur_and_size() -> None:
+    config, calm = preset("stablesr"), preset("camera")
     for stage, calmer in ((config.first, calm.first), (config.second, calm.second)):
         assert (calmer.blur, calmer.resize) == (stage.blur, stage.resize)
         assert calmer.noise.gray_probability == stage.noise.gray_probability
@@ -127,3 +132,22 @@ def test_quiet_leaves_blur_and_size(name: str) -> None:
         assert calmer.noise.poisson_scale[1] <= 0.1 < stage.noise.poisson_scale[1]
         assert calmer.jpeg_quality == (95, 100)
     assert calm.final_sinc_probability == config.final_sinc_probability
+
+
+def test_one_name_is_no_mix() -> None:
+    assert mixture("mild") == preset("mild")
+
+
+def test_a_mix_draws_each_as_often_as_it_is_named() -> None:
+    mix = mixture("camera+mild+camera")
+    assert mix == DegradationMix(parts=(preset("camera"), preset("mild"), preset("camera")))
+    drawn = [sample_degradation(mix, 3, index) for index in range(600)]
+    assert drawn[:5] == [sample_degradation(mix, 3, index) for index in range(5)]
+    calm = sum(one.first.jpeg_quality >= 95 and one.second.jpeg_quality >= 95 for one in drawn)
+    # 2/3 of 600, and of `mild` what happens to be as calm: 1/36 * 6/41
+    assert 400 - 3 * 11.6 < calm < 401 + 3 * 11.6
+
+
+def test_an_unknown_part_of_a_mix() -> None:
+    with pytest.raises(ConfigError, match="preset 'camra' is unknown: choose camera"):
+        mixture("mild+camra")

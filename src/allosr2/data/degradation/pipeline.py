@@ -30,6 +30,7 @@ from allosr2.data.degradation.operators import ResizeMode
 from allosr2.data.degradation.presets import (
     BlurConfig,
     DegradationConfig,
+    DegradationMix,
     NoiseConfig,
     Range,
     ResizeConfig,
@@ -124,7 +125,9 @@ class Degradation:
         return " | ".join((first, self.second.describe(), *final))
 
 
-def sample_degradation(config: DegradationConfig, seed: int, index: int) -> Degradation:
+def sample_degradation(
+    config: DegradationConfig | DegradationMix, seed: int, index: int
+) -> Degradation:
     """Draw the degradation of one sample; it depends on `(config, seed, index)` and nothing else.
 
     Raises:
@@ -135,6 +138,8 @@ def sample_degradation(config: DegradationConfig, seed: int, index: int) -> Degr
     # The index goes in as a spawn key, which is mixed apart from the seed: no two pairs collide.
     sequence = np.random.SeedSequence(seed, spawn_key=(index,))
     rng = np.random.Generator(np.random.PCG64DXSM(sequence))
+    if isinstance(config, DegradationMix):
+        config = _pick(rng, config.parts)
     return Degradation(
         undegraded=_happens(rng, config.undegraded_probability),
         first=_draw_stage(rng, config.first),

@@ -1,13 +1,12 @@
-"""What a degradation is drawn from: ranges and probabilities, and the three sets in common use."""
+"""What a degradation is drawn from: ranges and probabilities, the sets in common use, and mixes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 
 from allosr2.errors import ConfigError
-
-PRESET_NAMES = ("real-esrgan", "mild", "stablesr")
 
 Range = tuple[float, float]
 
@@ -170,6 +169,14 @@ class DegradationConfig:
         _check_probabilities(self, "final_sinc_probability", "undegraded_probability")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DegradationMix:
+    """Several degradations; each sample is of one of them."""
+
+    parts: tuple[DegradationConfig, ...]
+    """Equally often; one that is there twice is drawn twice as often."""
+
+
 def _real_esrgan() -> DegradationConfig:
     return DegradationConfig(
         first=StageConfig(
@@ -216,39 +223,53 @@ def _stablesr() -> DegradationConfig:
     )
 
 
-def quiet(config: DegradationConfig) -> DegradationConfig:
-    """The same blurs and resizes with next to no noise and JPEG: LR images as a good camera gives them."""
+def _camera() -> DegradationConfig:
+    """`stablesr`'s blurs and sizes with next to no noise and JPEG."""
 
-    def stage(of: StageConfig) -> StageConfig:
-        noise = replace(of.noise, gaussian_sigma=(0.0, 1.5), poisson_scale=(0.0, 0.1))
-        return replace(of, noise=noise, jpeg_quality=(95, 100))
+    def calm(stage: StageConfig) -> StageConfig:
+        noise = replace(stage.noise, gaussian_sigma=(0.0, 1.5), poisson_scale=(0.0, 0.1))
+        return replace(stage, noise=noise, jpeg_quality=(95, 100))
 
-    return replace(config, first=stage(config.first), second=stage(config.second))
+    stablesr = _stablesr()
+    return replace(stablesr, first=calm(stablesr.first), second=calm(stablesr.second))
+
+
+_PRESETS: dict[str, Callable[[], DegradationConfig]] = {
+    "real-esrgan": _real_esrgan,
+    "mild": _mild,
+    "stablesr": _stablesr,
+    "camera": _camera,
+}
+PRESET_NAMES = tuple(_PRESETS)
 
 
 def preset(name: str) -> DegradationConfig:
-    """The degradation published under a name.
+    """The degradation known under a name.
 
     - `real-esrgan`: the strongest; Real-ESRGAN x4plus (arXiv:2107.10833), also OSEDiff's training.
     - `mild`: higher JPEG qualities, weaker noise and resizing; PiSA-SR's and OMGSR's training.
     - `stablesr`: `mild` with narrower blur and 1% of the samples undegraded; StableSR's
       (arXiv:2305.07015), from which the field's synthetic test sets come.
+    - `camera`: `stablesr` with next to no noise and JPEG, as LR images of a good camera are; of no paper.
 
     Raises:
         ConfigError: the name is none of `PRESET_NAMES`.
     """
-    match name:
-        case "real-esrgan":
-            return _real_esrgan()
-        case "mild":
-            return _mild()
-        case "stablesr":
-            return _stablesr()
-        case _:
-            nearest = sorted(
-                PRESET_NAMES, key=lambda known: -SequenceMatcher(None, name.lower(), known).ratio()
-            )
-            raise ConfigError(
-                f"degradation preset {name!r} is unknown: choose {', '.join(nearest[:-1])} "
-                f"or {nearest[-1]}"
-            )
+    if name in _PRESETS:
+        return _PRESETS[name]()
+    nearest = sorted(
+        PRESET_NAMES, key=lambda known: -SequenceMatcher(None, name.lower(), known).ratio()
+    )
+    raise ConfigError(
+        f"degradation preset {name!r} is unknown: choose {', '.join(nearest[:-1])} or {nearest[-1]}, "
+        "or several joined by +"
+    )
+
+
+def mixture(names: str) -> DegradationConfig | DegradationMix:
+    """The preset of a name, or of several joined by +: with `mild+camera` a sample is of one or the other.
+
+    One that is named twice weighs twice as much. Raises ConfigError as `preset`.
+    """
+    parts = tuple(preset(name) for name in names.split("+"))
+    return parts[0] if len(parts) == 1 else DegradationMix(parts=parts)

@@ -1,11 +1,12 @@
 """Built surfaces in perspective: rows of windows, bricks, tiles and planks."""
 
 import numpy as np
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float, Int
 
-from allosr2.data.procedural.layers import render
-from allosr2.data.procedural.leaves import draw_polygons
+from allosr2.data.procedural.labels import draw_polygons
+from allosr2.data.procedural.layers import Layer, render
 from allosr2.data.procedural.materials import Materials, sample_fills
+from allosr2.data.procedural.perspective import UNIT_SQUARE, homography, project
 from allosr2.data.procedural.sampling import log_uniform
 
 CELL_SIDES = (6.0, 48.0)
@@ -16,32 +17,26 @@ PERSPECTIVE = 0.35
 
 Sideways it is 0.6 of that; both together keep the wall's outline convex.
 """
-UNIT_SQUARE = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
 LOOKS_PER_KIND = 4
 """Cells repeat: each part of a cell has this many different fills."""
 
 
-def facade_layer(
-    generator: np.random.Generator, size: int, materials: Materials
-) -> Float32[np.ndarray, "size size 4"]:
-    """A premultiplied RGBA layer of a wall of repeated cells seen in perspective."""
+def facade_layer(generator: np.random.Generator, size: int, materials: Materials) -> Layer:
+    """A layer of a wall of repeated cells seen in perspective."""
     cells = _cells(generator, size)  # n 4 2, in the unit square
     parts = [UNIT_SQUARE[None], cells, *_cell_parts(generator, cells)]
     quads = np.concatenate(parts)  # m 4 2
     corners = size * (1.4 * UNIT_SQUARE - 0.2)
     corners = corners + size * PERSPECTIVE * generator.uniform(-1.0, 1.0, (4, 2)) * [0.6, 1.0]
-    vertices = project(quads, corners).reshape(-1, 2)
-    label_map = draw_polygons(size, vertices, np.full(len(quads), 4))
+    vertices = project(quads, homography(corners)).reshape(-1, 2)
 
-    # Polygons of one part share a few looks, so labels point into a short table of fills.
     looks = [
         1 + kind * LOOKS_PER_KIND + _looks(generator, len(part)) for kind, part in enumerate(parts)
     ]
-    look_of_label = np.concatenate([[0], *looks]).astype(np.int32)
+    labels = draw_polygons(size, vertices, np.full(len(quads), 4), np.concatenate(looks))
     count = len(parts) * LOOKS_PER_KIND
     center, radius = np.full((count, 2), size / 2.0), np.full(count, 0.7 * size)
-    fills = sample_fills(generator, materials, center, radius)
-    return render(look_of_label[label_map], fills, materials.textures)
+    return render(labels, sample_fills(generator, materials, center, radius), materials.textures)
 
 
 def _looks(generator: np.random.Generator, count: int) -> Int[np.ndarray, " count"]:
@@ -81,18 +76,3 @@ def _cell_parts(
     ]
     origin, extent = cells[:, :1], cells[:, 2:3] - cells[:, :1]
     return [origin + extent * pane for pane in panes]
-
-
-def project(
-    points: Float[np.ndarray, "*n 2"], corners: Float[np.ndarray, "4 2"]
-) -> Float[np.ndarray, "*n 2"]:
-    """Points under the homography that takes UNIT_SQUARE's corners to `corners`.
-
-    Closed form of Heckbert, Fundamentals of Texture Mapping (1989), section 2.2.3.
-    """
-    p00, p10, p11, p01 = corners
-    excess = p00 - p10 + p11 - p01
-    g, h = np.linalg.solve(np.column_stack([p10 - p11, p01 - p11]), excess)
-    across, down = p10 - p00 + g * p10, p01 - p00 + h * p01
-    u, v = points[..., :1], points[..., 1:]
-    return (u * across + v * down + p00) / (g * u + h * v + 1.0)

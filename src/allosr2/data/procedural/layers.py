@@ -1,117 +1,109 @@
-"""Layers: label maps painted with fills, antialiased by coverage, and laid over one another."""
+"""Layers: labels painted with fills, antialiased by coverage, and laid over one another.
+
+Layers are planar, channels first: NumPy is several times faster on long rows than on pixels of four.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
-from einops import rearrange
 from jaxtyping import Float32, Int32, UInt8
-from PIL import Image, ImageFilter
 
-SUPERSAMPLE = 2
-"""Label maps are drawn this many times larger; a pixel's color is the mean over its samples."""
+from allosr2.data.procedural.labels import Labels
+
+Layer = Float32[np.ndarray, "4 s s"]
+"""RGBA, premultiplied, in [0, 1] or a little beyond."""
+Textures = Float32[np.ndarray, "k s s"]
+"""Zero-mean, unit-deviation fields of an image's size."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fills:
-    """What each label of a map is painted with; row 0 is transparent in a layer.
+    """What each label is painted with; column 0 is transparent in a layer.
 
-    The color at pixel (x, y) is `color + tint * (plane . (1, x, y) + amplitude * texture(x, y))`.
+    The color at pixel (x, y) is
+    `color + tint * (plane . (1, x, y, x^2 + y^2) + amplitude * texture(x, y))`.
     """
 
-    color: Float32[np.ndarray, "n 4"]
+    color: Float32[np.ndarray, "4 n"]
     """Premultiplied RGBA in [0, 1]; all zero is transparent."""
-    tint: Float32[np.ndarray, "n 4"]
-    """RGBA direction along which gradient and texture vary; its alpha is 0."""
-    plane: Float32[np.ndarray, "n 3"]
-    """Constant, x and y coefficient of the linear gradient, in pixels of the final image."""
-    texture: Int32[np.ndarray, " n"]
-    """Index into the texture stack."""
+    tint: Float32[np.ndarray, "3 n"]
+    """RGB direction along which gradient and texture vary."""
+    plane: Float32[np.ndarray, "4 n"]
+    """Coefficients of the gradient: constant, x, y and x^2 + y^2, in pixels."""
+    texel: Int32[np.ndarray, "3 n"]
+    """Where in the raveled textures a pixel's value is: at `texel . (1, x, y)`."""
     amplitude: Float32[np.ndarray, " n"]
     """Weight of the texture; 0 leaves a plain color or gradient."""
 
 
-def render(
-    label_map: Int32[np.ndarray, "S S"], fills: Fills, textures: Float32[np.ndarray, "k s s"]
-) -> Float32[np.ndarray, "s s 4"]:
-    """Paint a label map of side S = SUPERSAMPLE s into a premultiplied RGBA layer.
+def render(labels: Labels, fills: Fills, textures: Textures) -> Layer:
+    """Paint labels.
 
     Textures and gradients are evaluated once per pixel and edges by coverage, so a boundary is
-    antialiased while a texture keeps its full bandwidth. Values may leave [0, 1] a little.
+    antialiased while a texture keeps its full bandwidth.
     """
     size = textures.shape[-1]
-    samples = rearrange(
-        label_map, "(y i) (x j) -> (i j) (y x)", i=SUPERSAMPLE, j=SUPERSAMPLE
-    )  # SUPERSAMPLE^2 s*s
-    layer = _paint(samples[0], np.arange(size * size, dtype=np.int32), fills, textures)  # s*s 4
+    layer = _paint(labels[0], *_pixels(size), fills, textures)
     # Only pixels on a boundary see several labels: the rest need a single evaluation.
-    boundary = np.flatnonzero((samples[1:] != samples[0]).any(axis=0)).astype(np.int32)
-    covered = samples[:, boundary]
-    colors = _paint(covered.ravel(), np.tile(boundary, len(samples)), fills, textures)
-    layer[boundary] = colors.reshape(*covered.shape, 4).mean(axis=0)
-    return layer.reshape(size, size, 4)
-
-
-def _paint(
-    label: Int32[np.ndarray, " m"],
-    pixel: Int32[np.ndarray, " m"],
-    fills: Fills,
-    textures: Float32[np.ndarray, "k s s"],
-) -> Float32[np.ndarray, "m 4"]:
-    size = textures.shape[-1]
-    row = pixel // np.int32(size)
-    y, x = row.astype(np.float32), (pixel - row * np.int32(size)).astype(np.float32)
-    plane = fills.plane.take(label, axis=0)
-    weight = plane[:, 0] + plane[:, 1] * x + plane[:, 2] * y
-    texture = textures.ravel().take(fills.texture.take(label) * np.int32(size * size) + pixel)
-    weight += fills.amplitude.take(label) * texture
-    layer = fills.tint.take(label, axis=0)
-    layer *= weight[:, None]
-    layer += fills.color.take(label, axis=0)
+    y, x = np.nonzero((labels[1:] != labels[0]).any(axis=0))
+    samples = _paint(labels[:, y, x], x.astype(np.int32), y.astype(np.int32), fills, textures)
+    layer[:, y, x] = samples.mean(axis=1)
     return layer
 
 
-def render_whole(
-    fills: Fills, textures: Float32[np.ndarray, "k s s"]
-) -> Float32[np.ndarray, "s s 4"]:
+def _pixels(size: int) -> tuple[Int32[np.ndarray, "1 s"], Int32[np.ndarray, "s 1"]]:
+    """Coordinates x and y of an image's pixels."""
+    axis = np.arange(size, dtype=np.int32)
+    return axis[None], axis[:, None]
+
+
+def _paint(
+    label: UInt8[np.ndarray, "*m"],
+    x: Int32[np.ndarray, "*#m"],
+    y: Int32[np.ndarray, "*#m"],
+    fills: Fills,
+    textures: Textures,
+) -> Float32[np.ndarray, "4 *m"]:
+    """Colors at pixels of these labels and coordinates."""
+    index = label.astype(np.intp)  # once, or every lookup would
+
+    def product(table: np.ndarray, factor: np.ndarray) -> np.ndarray:
+        found = table.take(index)
+        found *= factor
+        return found
+
+    texel = product(fills.texel[1], x)
+    texel += product(fills.texel[2], y)
+    texel += fills.texel[0].take(index)
+    weight = product(fills.amplitude, textures.ravel().take(texel))
+    u, v = x.astype(np.float32), y.astype(np.float32)
+    weight += product(fills.plane[1], u)
+    weight += product(fills.plane[2], v)
+    weight += product(fills.plane[3], u * u + v * v)
+    weight += fills.plane[0].take(index)
+    layer = np.empty((4, *label.shape), np.float32)
+    for channel in range(3):
+        np.add(
+            product(fills.tint[channel], weight),
+            fills.color[channel].take(index),
+            out=layer[channel],
+        )
+    layer[3] = fills.color[3].take(index)
+    return layer
+
+
+def render_whole(fills: Fills, textures: Textures) -> Layer:
     """Paint the whole image with fill 1, as `render` does where every label is 1."""
     size = textures.shape[-1]
-    axis = np.arange(size, dtype=np.float32)
-    constant, across, down = fills.plane[1]
-    weight = constant + across * axis[None] + down * axis[:, None]
-    weight = weight + fills.amplitude[1] * textures[fills.texture[1]]
-    return fills.color[1] + fills.tint[1] * weight[..., None]
+    return _paint(np.ones((size, size), np.uint8), *_pixels(size), fills, textures)
 
 
-def over(
-    front: Float32[np.ndarray, "s s 4"], back: Float32[np.ndarray, "s s 4"]
-) -> Float32[np.ndarray, "s s 4"]:
+def over(front: Layer, back: Layer) -> Layer:
     """The premultiplied `front` laid over `back` (Porter and Duff, 1984)."""
-    return front + (1.0 - front[..., 3:]) * back
+    return front + (1.0 - front[3]) * back
 
 
-def soften(layer: Float32[np.ndarray, "s s *c"], sigma: float) -> Float32[np.ndarray, "s s *c"]:
-    """A mask, an image (c = 3) or a premultiplied layer (c = 4), blurred by `sigma` pixels.
-
-    Stands for a lens out of focus; the result is rounded to 8 bits.
-    """
-    blurred = Image.fromarray(to_bytes(layer)).filter(ImageFilter.GaussianBlur(sigma))
-    return np.asarray(blurred, dtype=np.float32) / np.float32(255)
-
-
-def cast_shadow(
-    back: Float32[np.ndarray, "s s 4"],
-    front: Float32[np.ndarray, "s s 4"],
-    offset: tuple[int, int],
-    sigma: float,
-    strength: float,
-) -> Float32[np.ndarray, "s s 4"]:
-    """`back` darkened by a soft shadow of `front`, displaced by `offset` (y, x) pixels."""
-    occlusion = soften(np.roll(front[..., 3], offset, axis=(0, 1)), sigma)
-    darkened = back.copy()
-    darkened[..., :3] *= 1.0 - strength * occlusion[..., None]
-    return darkened
-
-
-def to_bytes(image: Float32[np.ndarray, "s s *c"]) -> UInt8[np.ndarray, "s s *c"]:
-    """Rounded to 8 bits, clipped to the range [0, 1] first."""
-    return (image.clip(0.0, 1.0) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
+def to_bytes(image: Float32[np.ndarray, "3 s s"]) -> UInt8[np.ndarray, "s s 3"]:
+    """Channels last, rounded to 8 bits, clipped to the range [0, 1] first."""
+    levels = image * np.float32(255) + np.float32(0.5)
+    return np.ascontiguousarray(levels.clip(0.0, 255.0).astype(np.uint8).transpose(1, 2, 0))

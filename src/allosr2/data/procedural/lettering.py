@@ -1,16 +1,16 @@
-"""Text: pages and scattered signs in several fonts, sizes and angles."""
+"""Text: pages and scattered signs in several fonts, sizes, angles and perspectives."""
 
-import functools
-import importlib.util
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32
-from PIL import Image, ImageDraw, ImageFont
+from jaxtyping import Float, Float32
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from allosr2.data.procedural.fonts import font, font_paths, random_words
+from allosr2.data.procedural.layers import Layer
 from allosr2.data.procedural.materials import Materials
+from allosr2.data.procedural.perspective import UNIT_SQUARE, homography
 from allosr2.data.procedural.sampling import log_uniform
 
 FONT_SIZES = (8.0, 60.0)
@@ -19,27 +19,35 @@ SIGNS = (2, 6)
 """Least and greatest number of scattered text blocks."""
 P_PAGE = 0.4
 """Probability that one block of running text fills the image instead of scattered signs."""
+LONGEST_LINE, MOST_LINES = 80, 30
+"""Most characters in a line and lines on a page: fine print does not fill a large image."""
 P_PLATE = 0.35
 """Probability that a sign has a plate of its own color."""
-P_UPRIGHT = 0.5
-"""Probability that a block is not rotated."""
-ANGLE_DEVIATION = 25.0
-"""Standard deviation of a rotated block's angle, degrees."""
+P_FLAT = 0.5
+"""Probability that a block is set as its font has it; else it is turned, stretched and tilted."""
+P_BOLD, SMALLEST_BOLD = 0.2, 24
+"""Probability that letters are drawn heavier by a pixel all around, and of which size on, pixels."""
+ANGLE_DEVIATION = 20.0
+"""Standard deviation of a turned block's angle, degrees."""
+STRETCH = (0.7, 1.5)
+"""Range of a turned block's width over its font's: from condensed to extended."""
+TILT = 0.12
+"""Greatest displacement of a turned block's corners, over its height and width."""
+VOCABULARY = 60
+"""Most different words in a block."""
 MIN_CONTRAST = 0.25
 """Least difference in lightness between letters and plate or ground."""
-LETTERS = "etaoinshrdlcumwfgypbvk" * 3 + "etaoinetaoinxjqz"
-MARKS = ".,;:!?-&%#@()/+*='\"$"
 
 
 def text_layer(
     generator: np.random.Generator, size: int, materials: Materials, ground: float
-) -> Float32[np.ndarray, "size size 4"]:
-    """A premultiplied RGBA layer of text, legible on a ground of mean lightness `ground`."""
-    layer = np.zeros((size, size, 4), np.float32)
+) -> Layer:
+    """A layer of text, legible on a ground of mean lightness `ground`."""
+    layer = np.zeros((4, size, size), np.float32)
     if generator.random() < P_PAGE:
         font_size = min(log_uniform(generator, FONT_SIZES[0], FONT_SIZES[1] / 2.0), size / 2.0)
-        columns = max(4, round(2.4 * size / font_size))
-        rows = max(2, round(1.1 * size / font_size))
+        columns = min(max(4, round(2.2 * size / font_size)), LONGEST_LINE)
+        rows = min(max(2, round(0.9 * size / font_size)), MOST_LINES)
         block = _set_block(generator, font_size, columns, rows, has_plate=False)
         _place(generator, layer, block, materials, ground)
         return layer
@@ -65,56 +73,112 @@ class _Block:
 def _set_block(
     generator: np.random.Generator, font_size: float, columns: int, rows: int, *, has_plate: bool
 ) -> _Block:
-    """Random words, set in a random font and in part rotated."""
-    upright = generator.random() < P_UPRIGHT
-    # Rotation resamples: a rotated block is set twice as large and reduced after.
-    scale = 1 if upright else 2
-    font = _font(int(generator.integers(len(font_paths()) + 1)), round(scale * font_size))
-    text = "\n".join(_line(generator, columns) for _ in range(rows))
-    leading = scale * font_size * generator.uniform(0.0, 0.5)
-    measuring = ImageDraw.Draw(Image.new("L", (1, 1)))
-    box = measuring.multiline_textbbox((0, 0), text, font=font, spacing=leading)
-    margin = 2 * scale + round(0.3 * scale * font_size)
-    width, height = (math.ceil(box[i + 2] - box[i]) + 2 * margin for i in (0, 1))
+    """Random words, set in a random font, in part turned in space."""
+    is_flat = generator.random() < P_FLAT
+    # Turning resamples: a turned block is set twice as large.
+    scale = 1 if is_flat else 2
+    em = round(scale * font_size)
+    face = font(int(generator.integers(len(font_paths()) + 1)), em)
+    # Setting a word takes longer than placing it: on a page words recur, as they do in any text.
+    words = random_words(generator, min(1 + columns * rows // 6, VOCABULARY))
+    is_bold = em >= SMALLEST_BOLD and generator.random() < P_BOLD
+    masks = [_word_mask(word, face, em, is_bold=is_bold) for word in words]
+    leading, space = em * generator.uniform(1.0, 1.6), max(1, round(0.3 * em))
+    longest, margin = round(0.55 * em * columns), 2 * scale + round(0.3 * em)
+    lines = [_fill_line(generator, masks, longest, space) for _ in range(rows)]
+    width = max(x + mask.width for line in lines for x, mask in line) + 2 * margin
+    height = math.ceil(leading * rows + 0.5 * em) + 2 * margin
     letters = Image.new("L", (width, height), 0)
-    origin = (margin - box[0], margin - box[1])
-    ImageDraw.Draw(letters).multiline_text(origin, text, fill=255, font=font, spacing=leading)
-    masks = [letters, Image.new("L", (width, height), 255)] if has_plate else [letters]
-    if not upright:
-        angle = generator.normal(0.0, ANGLE_DEVIATION)
-        masks = [
-            mask.rotate(angle, Image.Resampling.BILINEAR, expand=True).reduce(scale)
-            for mask in masks
-        ]
-    return _Block(letters=_coverage(masks[0]), plate=_coverage(masks[1]) if has_plate else None)
+    pen = ImageDraw.Draw(letters)
+    for row, line in enumerate(lines):
+        for x, mask in line:
+            pen.bitmap((margin + x, margin + round(row * leading)), mask, fill=255)
+    plate = Image.new("L", letters.size, 0) if has_plate else None
+    if plate:
+        # Inside an empty border, with which interpolation softens its edges.
+        plate.paste(255, (scale, scale, width - scale, height - scale))
+    if not is_flat:
+        corners = _turned(generator, width / scale, height / scale)
+        letters = _seen_at(letters, corners)
+        plate = plate and _seen_at(plate, corners)
+    return _Block(letters=_coverage(letters), plate=plate and _coverage(plate))
+
+
+def _word_mask(
+    word: str, face: ImageFont.FreeTypeFont | ImageFont.ImageFont, em: int, *, is_bold: bool
+) -> Image.Image:
+    """A word's coverage, from the line's top and the word's left on."""
+    # Drawn with room to spare and cropped: to measure it first takes as long.
+    mask = Image.new("L", (2 * em * (1 + len(word)), 2 * em), 0)
+    ImageDraw.Draw(mask).text((1, 1), word, fill=255, font=face)
+    _, _, right, bottom = mask.getbbox() or (0, 0, 1, 1)
+    mask = mask.crop((0, 0, right + 1, bottom + 1))
+    return mask.filter(ImageFilter.MaxFilter(3)) if is_bold else mask
+
+
+def _fill_line(
+    generator: np.random.Generator, masks: list[Image.Image], longest: int, space: int
+) -> list[tuple[int, Image.Image]]:
+    """Words with their places along a line, up to `longest` pixels or by one word more."""
+    line: list[tuple[int, Image.Image]] = []
+    x = 0
+    for chosen in generator.integers(len(masks), size=1 + longest // (2 * space)).tolist():
+        line.append((x, masks[chosen]))
+        x += masks[chosen].width + space
+        if x > longest:
+            break
+    return line
+
+
+def _turned(
+    generator: np.random.Generator, width: float, height: float
+) -> Float[np.ndarray, "4 2"]:
+    """Corners of a rectangle that was stretched, turned in its plane and tilted in space."""
+    corners = UNIT_SQUARE + generator.uniform(-TILT, TILT, (4, 2))
+    corners *= [width * log_uniform(generator, *STRETCH), height]
+    angle = math.radians(generator.normal(0.0, ANGLE_DEVIATION))
+    corners @= [[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]]
+    return corners - corners.min(axis=0)
+
+
+def _seen_at(mask: Image.Image, corners: Float[np.ndarray, "4 2"]) -> Image.Image:
+    """A mask whose corners were moved to these points (x, y), in an image that holds them all.
+
+    The mask is twice as large as it is seen: then interpolation neither blurs it nor aliases.
+    """
+    width, height = np.ceil(corners.max(axis=0)).astype(int).tolist()
+    into = np.diag([*mask.size, 1.0]) @ np.linalg.inv(homography(corners))
+    coefficients = (into / into[2, 2]).ravel()[:8].tolist()
+    perspective = Image.Transform.PERSPECTIVE
+    return mask.transform((width, height), perspective, coefficients, Image.Resampling.BILINEAR)
 
 
 def _coverage(mask: Image.Image) -> Float32[np.ndarray, "h w"]:
-    return np.asarray(mask, dtype=np.float32) / np.float32(255)
+    return np.asarray(mask, dtype=np.float32) * np.float32(1 / 255)
 
 
 def _place(
     generator: np.random.Generator,
-    layer: Float32[np.ndarray, "s s 4"],
+    layer: Layer,
     block: _Block,
     materials: Materials,
     ground: float,
 ) -> None:
     """Lay a block over the layer, in place, at random; a larger one is cropped."""
     extent = block.letters.shape
-    in_layer, in_block = zip(
-        *(_overlap(generator, len(layer), side) for side in extent), strict=True
+    (rows, block_rows), (columns, block_columns) = (
+        _overlap(generator, layer.shape[-1], side) for side in extent
     )
-    region = layer[in_layer]
-    texture = materials.textures[generator.integers(len(materials.textures))][in_layer]
-    wear = generator.choice([0.0, 0.0, 0.04]).astype(np.float32) * texture[..., None]
-    beneath = ground
+    region = layer[:, rows, columns]
+    texture = materials.textures[generator.integers(len(materials.textures)), rows, columns]
+    wear = generator.choice([0.0, 0.0, 0.04]).astype(np.float32) * texture
+    colors, beneath = materials.palette.colors, ground
     if block.plate is not None:
-        plate_color = materials.colors[generator.integers(len(materials.colors))]
-        beneath = float(plate_color.mean())
-        _blend(region, plate_color + wear, block.plate[in_block])
-    letter_color = _contrasting(generator, materials, beneath)
-    _blend(region, letter_color + wear, block.letters[in_block])
+        plate = colors[generator.integers(len(colors))]
+        beneath = float(plate.mean())
+        _blend(region, plate[:, None, None] + wear, block.plate[block_rows, block_columns])
+    ink = _contrasting(generator, colors, beneath)
+    _blend(region, ink[:, None, None] + wear, block.letters[block_rows, block_columns])
 
 
 def _overlap(generator: np.random.Generator, size: int, side: int) -> tuple[slice, slice]:
@@ -126,59 +190,21 @@ def _overlap(generator: np.random.Generator, size: int, side: int) -> tuple[slic
 
 
 def _blend(
-    region: Float32[np.ndarray, "h w 4"],
-    color: Float32[np.ndarray, "h w 3"],
+    region: Float32[np.ndarray, "4 h w"],
+    color: Float32[np.ndarray, "3 h w"],
     coverage: Float32[np.ndarray, "h w"],
 ) -> None:
     """Lay a color over a premultiplied region, in place."""
-    region *= 1.0 - coverage[..., None]
-    region[..., :3] += coverage[..., None] * color
-    region[..., 3] += coverage
+    region *= 1.0 - coverage
+    region[:3] += coverage * color
+    region[3] += coverage
 
 
 def _contrasting(
-    generator: np.random.Generator, materials: Materials, beneath: float
+    generator: np.random.Generator, colors: Float32[np.ndarray, "n 3"], beneath: float
 ) -> Float32[np.ndarray, " 3"]:
-    """A palette color far enough in lightness from what is beneath, else black or white."""
-    lightness = materials.colors.mean(axis=1)
-    legible = np.flatnonzero(np.abs(lightness - beneath) >= MIN_CONTRAST)
+    """A color far enough in lightness from what is beneath, else black or white."""
+    legible = np.flatnonzero(np.abs(colors.mean(axis=1) - beneath) >= MIN_CONTRAST)
     if len(legible) == 0:
         return np.full(3, 0.04 if beneath > 0.5 else 0.96, np.float32)
-    return materials.colors[generator.choice(legible)]
-
-
-def _line(generator: np.random.Generator, columns: int) -> str:
-    line = ""
-    while len(line) < columns:
-        line += _word(generator) + " "
-    return line.rstrip()
-
-
-def _word(generator: np.random.Generator) -> str:
-    kind = generator.random()
-    length = 1 + int(generator.poisson(4.0))
-    if kind < 0.15:
-        return "".join(map(str, generator.integers(0, 10, length)))
-    word = "".join(LETTERS[i] for i in generator.integers(len(LETTERS), size=length))
-    word = word.upper() if kind < 0.3 else word.capitalize() if kind < 0.5 else word
-    return word + (MARKS[generator.integers(len(MARKS))] if generator.random() < 0.25 else "")
-
-
-@functools.cache
-def font_paths() -> tuple[Path, ...]:
-    """The DejaVu text fonts that come with matplotlib, where it is installed; else none."""
-    spec = importlib.util.find_spec("matplotlib")
-    if spec is None or not spec.submodule_search_locations:
-        return ()
-    folder = Path(spec.submodule_search_locations[0]) / "mpl-data" / "fonts" / "ttf"
-    # The Display variants hold mathematical symbols only.
-    return tuple(p for p in sorted(folder.glob("DejaVu*.ttf")) if "Display" not in p.stem)
-
-
-@functools.lru_cache(maxsize=128)  # an open font costs a file handle
-def _font(index: int, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Font 0 is Pillow's own, the others are `font_paths`."""
-    if index == 0:
-        return ImageFont.load_default(size)
-    # Basic layout, so that an image does not depend on whether libraqm is installed.
-    return ImageFont.truetype(font_paths()[index - 1], size, layout_engine=ImageFont.Layout.BASIC)
+    return colors[generator.choice(legible)]

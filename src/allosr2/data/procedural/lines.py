@@ -3,42 +3,36 @@
 import math
 
 import numpy as np
-from jaxtyping import Float, Float32
-from PIL import Image, ImageDraw
+from jaxtyping import Float
 
-from allosr2.data.procedural.layers import SUPERSAMPLE, render
+from allosr2.data.procedural.labels import SUPERSAMPLE, label_canvas, sampled, to_corners
+from allosr2.data.procedural.layers import Layer, render
 from allosr2.data.procedural.materials import Materials, sample_fills
 from allosr2.data.procedural.sampling import log_uniform
 
 GROUPS = (2, 5)
 """Least and greatest number of line groups in a layer."""
-WIDTHS = (0.4, 4.0)
-"""Range of line widths in pixels, log-uniform."""
+WIDTHS = (0.75, 4.0)
+"""Range of line widths in pixels, log-uniform; a pixel's samples miss parts of thinner ones."""
 CURVE_POINTS = 24
 
 Polylines = list[Float[np.ndarray, "n 2"]]
 
 
-def line_layer(
-    generator: np.random.Generator, size: int, materials: Materials
-) -> Float32[np.ndarray, "size size 4"]:
-    """A premultiplied RGBA layer of a few groups of lines; all lines of a group look alike."""
+def line_layer(generator: np.random.Generator, size: int, materials: Materials) -> Layer:
+    """A layer of a few groups of lines; all lines of a group look alike."""
     count = int(generator.integers(GROUPS[0], GROUPS[1] + 1))
     center = generator.uniform(0.0, size, (count, 2))
     radius = size * log_uniform(generator, 0.15, 0.8, count)
-    side = SUPERSAMPLE * size
-    image = Image.new("I", (side, side), 0)
-    draw = ImageDraw.Draw(image)
+    canvas, pen = label_canvas(size)
     kinds = generator.integers(len(_GROUP_KINDS), size=count)
     for label, kind in enumerate(kinds.tolist(), start=1):
         polylines = _GROUP_KINDS[kind](generator, float(radius[label - 1]))
-        base_width = log_uniform(generator, *WIDTHS)
+        width = round(SUPERSAMPLE * log_uniform(generator, *WIDTHS))
         for polyline in polylines:
-            points = SUPERSAMPLE * (polyline + center[label - 1])
-            width = max(1, round(SUPERSAMPLE * base_width))
-            draw.line(points.ravel().tolist(), fill=label, width=width)
+            pen.line(to_corners(polyline + center[label - 1]), fill=label, width=width)
     fills = sample_fills(generator, materials, center, radius)
-    return render(np.asarray(image), fills, materials.textures)
+    return render(sampled(canvas), fills, materials.textures)
 
 
 def _hatching(generator: np.random.Generator, radius: float) -> Polylines:

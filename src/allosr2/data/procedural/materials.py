@@ -4,64 +4,34 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int32
 
-from allosr2.data.procedural.layers import Fills
+from allosr2.data.procedural.layers import Fills, Textures
+from allosr2.data.procedural.palette import Palette, sample_palette
 from allosr2.data.procedural.sampling import log_uniform
 from allosr2.data.procedural.textures import texture_stack
 
-OPPONENT_AXES = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
-"""Principal axes of RGB in photographs (Ruderman 1998): light, blue-yellow, green-magenta."""
-CAST_SCALE = (0.085, 0.03)
-"""Laplace scale of an image's mean along the two color axes; photographs: std 0.15, 0.05."""
-HUE_SCALE = (0.07, 0.03)
-"""Laplace scale of a hue around its image's mean; photographs: std 0.07, 0.03 within a crop."""
-WARM_TILT = 0.12
-"""Turn of the color plane, radians: warm colors lean to magenta and cold ones to green."""
-HUES = 4
-"""Greatest number of hues in a palette."""
 PALETTE_SIZE = 24
-P_GRADIENT, P_TEXTURE = 0.3, 0.5
+P_GRADIENT, P_TEXTURE = 0.2, 0.65
 """Probabilities that a fill is a gradient, or textured upon a gradient; the rest is plain."""
-TINT_STRENGTHS = (0.03, 0.15)
-"""Range of the lightness by which a gradient or a texture departs from the fill's color."""
+TINT_STRENGTHS = (0.015, 0.16)
+"""Range of the lightness by which a texture departs from the fill's color, at typical contrast."""
+STEEPNESS = (0.2, 3.0)
+"""Range of a gradient's extent over the texture's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Materials:
     """What the objects of one image are made of; shared by all of its layers."""
 
-    colors: Float32[np.ndarray, "n 3"]
-    """The palette, RGB in [0, 1]."""
-    textures: Float32[np.ndarray, "k s s"]
-    """Zero-mean, unit-deviation fields of the image's size."""
+    palette: Palette
+    textures: Textures
 
 
 def sample_materials(generator: np.random.Generator, size: int) -> Materials:
     """A palette and a texture stack for an image of side `size`."""
-    return Materials(
-        colors=natural_colors(generator, PALETTE_SIZE), textures=texture_stack(generator, size)
-    )
-
-
-def natural_colors(generator: np.random.Generator, count: int) -> Float32[np.ndarray, "count 3"]:
-    """`count` colors of one scene, RGB in [0, 1].
-
-    Lightness varies widely and color little, in a few hues around a common cast, along the
-    principal axes of photographs; the color fades toward black and white.
-    """
-    middle, spread = generator.uniform(0.2, 0.7), generator.uniform(0.05, 0.25)
-    light = np.abs(generator.normal(middle, spread, count))
-    light = (1.0 - np.abs(1.0 - light)).clip(0.02, 0.98)  # folded at 0 and 1
-    cast = generator.laplace(0.0, CAST_SCALE)
-    hues = cast + generator.laplace(0.0, HUE_SCALE, (int(generator.integers(1, HUES + 1)), 2))
-    chroma = hues[generator.integers(len(hues), size=count)]
-    chroma = chroma + generator.normal(0.0, 0.3, (count, 2)) * HUE_SCALE
-    turn = [[math.cos(WARM_TILT), math.sin(WARM_TILT)], [-math.sin(WARM_TILT), math.cos(WARM_TILT)]]
-    chroma = chroma @ turn
-    chroma *= np.sqrt(4.0 * light * (1.0 - light))[:, None]
-    opponent = np.column_stack([math.sqrt(3.0) * light, chroma])
-    return (opponent @ OPPONENT_AXES).clip(0.0, 1.0).astype(np.float32)
+    palette = sample_palette(generator, PALETTE_SIZE)
+    return Materials(palette=palette, textures=texture_stack(generator, size))
 
 
 def sample_fills(
@@ -70,33 +40,50 @@ def sample_fills(
     center: Float[np.ndarray, "n 2"],
     radius: Float[np.ndarray, " n"],
 ) -> Fills:
-    """Fills for n objects at `center` (x, y) of size `radius`, pixels; row i + 1 is object i's.
+    """Fills for n objects at `center` (x, y) of size `radius`, pixels; column i + 1 is object i's.
 
-    Row 0 is transparent. A gradient spans its object: its weight is -1 to 1 over the diameter.
+    Column 0 is transparent. A gradient spans its object: linear, or round and darkest or lightest
+    on one side, as a ball is.
     """
-    count = len(radius)
-    chosen = generator.integers(len(materials.colors), size=(2, count))
-    base, other = materials.colors[chosen[0]], materials.colors[chosen[1]]
+    count, colors = len(radius), materials.palette.colors
+    base, other = colors[generator.integers(len(colors), size=(2, count))]
     kind = generator.random(count)
-    textured = kind < P_TEXTURE
-    graded = kind < P_TEXTURE + P_GRADIENT
+    textured, graded = kind < P_TEXTURE, kind < P_TEXTURE + P_GRADIENT
 
     strength = log_uniform(generator, *TINT_STRENGTHS, count)
-    tint = strength[:, None] * generator.choice([-1.0, 1.0], (count, 1)) + 0.2 * (other - base)
+    strength *= generator.choice([-1.0, 1.0], count) * materials.palette.contrast**0.7
+    # Light and shade leave a thing's hue: they scale its color. Gloss and dust do not: they add.
+    pure = 0.5 + 0.5 * base / (base.max(axis=1, keepdims=True) + 1e-3)
+    tint = strength[:, None] * pure + 0.2 * (other - base)
+
     angle = generator.uniform(0.0, 2.0 * math.pi, count)
-    steepness = graded * generator.uniform(0.0, 1.0, count) / radius
+    steepness = graded * log_uniform(generator, *STEEPNESS, count) / radius
     slope = steepness[:, None] * np.column_stack([np.cos(angle), np.sin(angle)])
-    offset = -(slope * center).sum(axis=1)
+    bend = steepness / radius * generator.choice([-0.7, 0.0, 0.0, 0.7], count)
+    offset = bend * (center**2).sum(axis=1) - (slope * center).sum(axis=1)
+    slope -= 2.0 * bend[:, None] * center
     amplitude = textured * generator.uniform(0.3, 1.0, count)
-    texture = generator.integers(len(materials.textures), size=count)
     return Fills(
-        color=_with_transparent_row(np.column_stack([base, np.ones(count)])),
-        tint=_with_transparent_row(np.column_stack([tint, np.zeros(count)])),
-        plane=_with_transparent_row(np.column_stack([offset, slope])),
-        texture=np.concatenate([[0], texture]).astype(np.int32),
+        color=_after_transparent(np.column_stack([base, np.ones(count)])),
+        tint=_after_transparent(tint),
+        plane=_after_transparent(np.column_stack([offset, slope, bend])),
+        texel=_texels(generator, materials.textures, count),
         amplitude=np.concatenate([[0.0], amplitude]).astype(np.float32),
     )
 
 
-def _with_transparent_row(rows: np.ndarray) -> Float32[np.ndarray, "n c"]:
-    return np.concatenate([np.zeros_like(rows[:1]), rows]).astype(np.float32)
+def _after_transparent(rows: Float[np.ndarray, "n c"]) -> Float32[np.ndarray, "c m"]:
+    return np.concatenate([np.zeros_like(rows[:1]), rows]).T.astype(np.float32, order="C")
+
+
+def _texels(
+    generator: np.random.Generator, textures: Textures, count: int
+) -> Int32[np.ndarray, "3 m"]:
+    """A texture for each of `count` fills, in one of the eight poses of a square."""
+    number, size = textures.shape[:2]
+    chosen = generator.integers(number, size=count + 1) * size * size
+    mirror_x, mirror_y, transposed = generator.integers(2, size=(3, count + 1)) == 1
+    step_x, step_y = np.where(mirror_x, -1, 1), np.where(mirror_y, -size, size)
+    first = chosen + (size - 1) * (mirror_x + size * mirror_y)
+    steps = np.where(transposed, [step_y, step_x], [step_x, step_y])
+    return np.vstack([first, steps]).astype(np.int32)

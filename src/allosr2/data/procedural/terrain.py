@@ -1,10 +1,9 @@
 """Terrain: regions bounded by level sets of 1/f noise, as coasts, clouds and bark are."""
 
 import numpy as np
-from jaxtyping import Float32
-from PIL import Image
 
-from allosr2.data.procedural.layers import SUPERSAMPLE, render
+from allosr2.data.procedural.labels import SAMPLES, SUPERSAMPLE
+from allosr2.data.procedural.layers import Layer, render
 from allosr2.data.procedural.materials import Materials, sample_fills
 from allosr2.data.procedural.textures import noise
 
@@ -14,18 +13,18 @@ EXPONENTS = (2.2, 3.6)
 """Range of alpha in the height's power spectrum 1/f^alpha: from ragged to rounded outlines."""
 
 
-def terrain_layer(
-    generator: np.random.Generator, size: int, materials: Materials
-) -> Float32[np.ndarray, "size size 4"]:
-    """An opaque premultiplied RGBA layer of nested regions with fractal outlines."""
+def terrain_layer(generator: np.random.Generator, size: int, materials: Materials) -> Layer:
+    """An opaque layer of nested regions with fractal outlines."""
     height = noise(generator, size, generator.uniform(*EXPONENTS))
-    side = SUPERSAMPLE * size
-    # Interpolated before it is cut, so that outlines run between samples and get antialiased.
-    fine = np.asarray(Image.fromarray(height).resize((side, side), Image.Resampling.BILINEAR))
     count = int(generator.integers(LEVELS[0], LEVELS[1] + 1))
     cuts = np.sort(generator.normal(0.0, 0.8, count - 1)).astype(np.float32)
-    label_map = np.ones((side, side), np.int32)
-    for cut in cuts:
-        label_map += fine > cut
+    labels = np.ones((len(SAMPLES), size, size), np.uint8)
+    # Interpolated before it is cut, so that outlines run between pixels and get antialiased.
+    down, across = (np.roll(height, -1, axis) - height for axis in (0, 1))
+    for layer, (row, column) in zip(labels, SAMPLES, strict=True):
+        y, x = (np.float32((step + 0.5) / SUPERSAMPLE) for step in (row, column))
+        sample = height + y * down + x * across
+        for cut in cuts:
+            layer += sample > cut
     center, radius = np.full((count, 2), size / 2.0), np.full(count, 0.7 * size)
-    return render(label_map, sample_fills(generator, materials, center, radius), materials.textures)
+    return render(labels, sample_fills(generator, materials, center, radius), materials.textures)
