@@ -201,12 +201,13 @@ def train_stage(
 
     `hurried`: whether it has but the rest of a piece, in which too few steps are no reason to plan with them.
     """
-    progress = plan.stages[name]
+    progress, say = plan.stages[name], errors_console().print
     machine = describe_device(resolve_device(options.device))
     if machine not in progress.machines:
         progress.machines.append(machine)
     torch.compiler.reset()  # what was compiled for other stages counts toward a limit
     if progress.steps is None:
+        say(f"train_mini: {name}: its first steps are timed")
         timed = fitted(name, config, options, progress)
         pace = Pace(skipped=WARM_UP + 2 * timed.images.workers)  # two batches ahead each
         try:
@@ -215,8 +216,7 @@ def train_stage(
             if hurried and not pace.sure:
                 raise
             steps = plan.fix_steps(name, pace, options.hours)
-            took = f"{steps} steps of {pace.seconds:.3g} s on {machine}"
-            errors_console().print(f"train_mini: {name}: {took}")
+            say(f"train_mini: {name}: {steps} steps of {pace.seconds:.3g} s on {machine}")
             if not pace.sure:  # a whole piece was too short
                 raise
     _train(fitted(name, config, options, progress), progress, plan)
