@@ -13,7 +13,8 @@ from typing import Any
 from mini_plan import Plan
 
 from allosr2.card import model_card
-from allosr2.model import CARD_NAME
+from allosr2.licenses import OWN
+from allosr2.model import CARD_NAME, model_folder
 from allosr2.model_config import CONFIG_NAME, ModelConfig
 from allosr2.storage import save_text
 from allosr2.training.config import TrainingConfig
@@ -43,8 +44,10 @@ def save_model(
         for name, config in configs.items()
     }
     added = {"initial": None if initial is None else Path(initial).name, "stages": trained}
+    # a base that was trained from random weights has nobody else's license
+    origin = OWN if initial is None else ModelConfig.read(model_folder(initial)).origin
     config = ModelConfig.read(partial)
-    settings = asdict(replace(config, provenance=config.provenance | added))
+    settings = asdict(replace(config, origin=origin, provenance=config.provenance | added))
     save_text(partial / CONFIG_NAME, json.dumps(settings, indent=2) + "\n")
     save_text(partial / CARD_NAME, model_card(settings))
     partial.rename(model)

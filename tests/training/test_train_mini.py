@@ -116,7 +116,9 @@ def test_one_command_trains_all_and_leaves_one_archive(whole, photos, tmp_path, 
     assert not {key for key in vae if key.startswith("decoder.") and key.endswith("weight")} & kept
     AlloSR2.from_pretrained(whole / "model")
 
-    provenance = json.loads((whole / "model" / "allosr2.json").read_text())["provenance"]
+    settings = json.loads((whole / "model" / "allosr2.json").read_text())
+    assert (settings["base"], settings["origin"]) == ("base", "allosr2/mini")
+    provenance = settings["provenance"]
     assert provenance["initial"] is None
     assert provenance["data"]["sources"] == [photos.name]
     for name, trained in provenance["stages"].items():
@@ -181,6 +183,7 @@ def test_pieces_of_a_step_end_as_one_command_does(whole, photos, tmp_path, capsy
     assert capsys.readouterr().out == f"{output / 'mini.tar'}\n"
     assert not [path for path in output.glob(".*") if path.name != ".allosr2.lock"]
 
+    assert "run.minutes" not in (output / "model" / "allosr2.json").read_text()
     names = {path.relative_to(whole) for path in (whole / "model").rglob("*.safetensors")}
     assert len(names) == 4
     for name in names:
@@ -309,4 +312,5 @@ def test_an_interruption_says_how_to_go_on(tiny, photos, tmp_path, monkeypatch, 
 
     monkeypatch.setattr(train_mini, "train_with_bar", interrupt)
     assert main(arguments(photos, tmp_path / "run")) == 130
-    assert capsys.readouterr().err == "train_mini: stopped; run the same command again\n"
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1] == "train_mini: stopped; run the same command again"
