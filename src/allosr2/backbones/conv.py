@@ -1,7 +1,7 @@
 """A flow made of 3x3 convolutions alone, `mini`'s own, and its velocity field.
 
-On a CPU small attention runs at a fraction of the speed of convolutions (`docs/mini.md`), and what restoration
-needs of an image lies near by.
+On a CPU attention as small as `mini`'s runs at a third of the speed of convolutions (`docs/mini.md`), and what
+restoration needs of an image lies near by.
 """
 
 from __future__ import annotations

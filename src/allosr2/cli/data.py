@@ -12,7 +12,7 @@ import tyro
 from rich.progress import TextColumn
 
 from allosr2.cli.console import console, errors_console, progress_bar
-from allosr2.cli.files import list_failures
+from allosr2.cli.files import list_failures, make_folder
 from allosr2.errors import ConfigError, DataError, ImageError
 
 
@@ -77,6 +77,7 @@ def draw(config: Draw) -> int:
     ):
         if value < least:
             raise ConfigError(f"--{option} is {value}: use {least} or more")
+    make_folder(config.output)
     with progress_bar(TextColumn("{task.completed}/{task.total}", markup=False)) as bar:
         task = bar.add_task(str(config.output), total=config.count)
         were_there = draw_images(

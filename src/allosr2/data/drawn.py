@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from allosr2.data.procedural import procedural_image
-from allosr2.errors import ConfigError, DataError
+from allosr2.errors import DataError
 
 _AHEAD = 4
 """Images that each process draws ahead of those that are written: some take ten times as long as others."""
@@ -38,7 +38,7 @@ def draw_images(
     sequences, and more of one can be added.
 
     Args:
-        output: folder, made if need be.
+        output: folder, which exists.
         count: how many images, from the first.
         size: side in pixels, 16 or more.
         seed: of the sequence, 0 or more.
@@ -48,7 +48,7 @@ def draw_images(
     Returns how many were there before. Each file appears whole or not at all.
 
     Raises:
-        ConfigError: for a folder that cannot be made or is being written into.
+        ConfigError: for a folder that is being written into.
         ImageError: where a file cannot be written.
         DataError: if a drawing process dies.
     """
@@ -57,12 +57,6 @@ def draw_images(
     from allosr2.imaging.picture import Picture
     from allosr2.manifest import locked
 
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"--output: {output} cannot be made ({error.strerror}); choose another folder"
-        ) from error
     with locked(output):
         paths = [output / f"drawn-{seed}-{size}-{index:06d}.png" for index in range(count)]
         missing = deque(index for index, path in enumerate(paths) if not path.exists())

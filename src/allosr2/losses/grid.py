@@ -16,19 +16,14 @@ from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
-from allosr2.imaging.quality import LUMA_WEIGHTS, grid_contrast, unrounded_luma
+from allosr2.imaging.quality import grid_contrast, unrounded_luma
+from allosr2.losses.spectra import ROUNDING, TILE, WINDOW, local_power
 
 GRID_PERIOD = 16
 """Pixels between two tokens of FLUX: 1/8 size, 2 x 2 patches. Grids of 8, 4 and 2 px are its harmonics."""
 
-_ROUNDING = sum((weight / 255) ** 2 for weight in LUMA_WEIGHTS) / 12
-"""Variance that rounding RGB to 8 bits adds to Y, in squared levels: what hides a fainter grid."""
 _DIFFERENCE_ROUNDING = 2 / 12
 """The same of a color difference, R - G or B - G."""
-_WINDOW = 3 / 8
-"""Mean square of the Hann window."""
-_TILE = 32
-"""Side in pixels of the windows that local spectra are taken of; half of it apart."""
 _FINEST = 1 / 8
 """Cycles a pixel that an LR image of a quarter of the size can hold."""
 
@@ -54,8 +49,8 @@ def hatch(image: Float[Tensor, "b 3 h w"], hr: Float[Tensor, "b 3 h w"]) -> Floa
     nothing. Input as for `grid`.
     """
     excess = (_local_spectra(image) - _local_spectra(hr)).relu()
-    frequencies = torch.fft.fftfreq(_TILE, device=image.device).abs()
-    fine = torch.maximum(frequencies[:, None], frequencies[None, : _TILE // 2 + 1]) > _FINEST
+    frequencies = torch.fft.fftfreq(TILE, device=image.device).abs()
+    fine = torch.maximum(frequencies[:, None], frequencies[None, : TILE // 2 + 1]) > _FINEST
     return ((excess.square() * fine).sum((-2, -1)) / fine.sum()).mean()
 
 
@@ -68,20 +63,14 @@ def float32_for_grids(weight: float, device: torch.device) -> AbstractContextMan
 
 def _contrast(y: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b k"]:
     lines = rearrange(y, "b 1 h w -> b h w")
-    return grid_contrast(lines, GRID_PERIOD, _ROUNDING * _WINDOW * y.shape[-1])
+    return grid_contrast(lines, GRID_PERIOD, ROUNDING * WINDOW * y.shape[-1])
 
 
-def _local_spectra(image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 u v"]:
+def _local_spectra(image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 v u"]:
     # element by element: a product of matrices would be taken in bfloat16 under autocast
     red, green, blue = (255 * image).unbind(dim=1)
     y = rearrange(unrounded_luma(image), "b 1 h w -> b h w")
     planes = torch.stack([y, red - green, blue - green], dim=1)
-    tiles = planes.unfold(2, _TILE, _TILE // 2).unfold(3, _TILE, _TILE // 2)
-    window = torch.hann_window(_TILE, dtype=image.dtype, device=image.device)
-    tiles = (tiles - tiles.mean((-2, -1), keepdim=True)) * window[:, None] * window
-    spectra: Tensor = torch.fft.rfft2(tiles)  # pyright: ignore[reportUnknownMemberType]
-    power = reduce(
-        spectra.real.square() + spectra.imag.square(), "b p down across u v -> b p u v", "mean"
-    )
-    rounding = power.new_tensor([_ROUNDING, _DIFFERENCE_ROUNDING, _DIFFERENCE_ROUNDING])
-    return (power + rounding[:, None, None] * (_WINDOW * _TILE) ** 2).log()
+    power = reduce(local_power(planes), "b p down across v u -> b p v u", "mean")
+    rounding = power.new_tensor([ROUNDING, _DIFFERENCE_ROUNDING, _DIFFERENCE_ROUNDING])
+    return (power + rounding[:, None, None] * (WINDOW * TILE) ** 2).log()

@@ -11,17 +11,11 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from allosr2.imaging.quality import LUMA_WEIGHTS, unrounded_luma
+from allosr2.imaging.quality import unrounded_luma
+from allosr2.losses.spectra import ROUNDING, TILE, WINDOW, local_power
 
-TILE = 32
-"""Side in pixels of the windows that local spectra are taken of; half of it apart."""
 EDGES = (2.0, 3.0, 4.5, 6.75, 10.0, 15.0, 23.0)
 """Radii between the bands, in cycles a window: factors of 3/2, up to the corner of the spectrum."""
-
-_ROUNDING = sum((weight / 255) ** 2 for weight in LUMA_WEIGHTS) / 12
-"""Variance that rounding RGB to 8 bits adds to Y, in squared levels: fainter detail is none."""
-_WINDOW = 3 / 8
-"""Mean square of the Hann window."""
 
 
 def texture(image: Float[Tensor, "b 3 h w"], hr: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
@@ -36,14 +30,10 @@ def texture(image: Float[Tensor, "b 3 h w"], hr: Float[Tensor, "b 3 h w"]) -> Fl
 
 def _log_power(image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b down across k"]:
     y = rearrange(unrounded_luma(image), "b 1 h w -> b h w")
-    tiles = y.unfold(1, TILE, TILE // 2).unfold(2, TILE, TILE // 2)  # b down across v u
-    window = torch.hann_window(TILE, dtype=y.dtype, device=y.device)
-    tiles = (tiles - tiles.mean((-2, -1), keepdim=True)) * window[:, None] * window
-    spectra: Tensor = torch.fft.rfft2(tiles)  # pyright: ignore[reportUnknownMemberType]
-    power = (spectra.real.square() + spectra.imag.square()) / (_WINDOW * TILE) ** 2
+    power = local_power(y) / (WINDOW * TILE) ** 2  # b down across v u
     # element by element: a product of matrices would be taken in bfloat16 under autocast
     banded = torch.stack([(power * band).sum((-2, -1)) for band in _bands(y)], dim=-1)
-    return (banded + _ROUNDING).log()
+    return (banded + ROUNDING).log()
 
 
 def _bands(like: Tensor) -> Float[Tensor, "k v u"]:
