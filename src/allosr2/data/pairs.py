@@ -23,6 +23,9 @@ from allosr2.data.photos import BadPhoto, HRImages, Sample
 from allosr2.errors import AlloSR2Error, DataError, one_line
 
 
+_Levels = UInt8[np.ndarray, "b h w 3"] | UInt8[Tensor, "b h w 3"]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
     """Images that are trained on together, RGB in [0, 1], and where they come from."""
@@ -45,6 +48,15 @@ class Batch:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class _Pair:
+    """A sample and its degradation, as a loading process makes them."""
+
+    index: int
+    hr: Sample
+    lr: UInt8[np.ndarray, "h w 3"] | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Loaded:
     """What a loading process hands over of a batch.
 
@@ -52,40 +64,61 @@ class _Loaded:
     and an interrupt while it changes hands makes the loading process print a traceback.
     """
 
-    hr: UInt8[np.ndarray, "b h w 3"] | UInt8[Tensor, "b h w 3"]
+    hr: _Levels
+    lr: _Levels | None
     samples: list[int]
     photos: tuple[str, ...]
     bad: tuple[BadPhoto, ...]
 
     def pin_memory(self) -> _Loaded:
         """The same where a GPU can fetch it; DataLoader calls this in a thread of its own."""
-        return replace(self, hr=torch.as_tensor(self.hr).pin_memory())
+        lr = None if self.lr is None else torch.as_tensor(self.lr).pin_memory()
+        return replace(self, hr=torch.as_tensor(self.hr).pin_memory(), lr=lr)
 
 
-class _Samples(Dataset[tuple[int, Sample] | AlloSR2Error]):
-    def __init__(self, images: HRImages) -> None:
+class _Pairs(Dataset[_Pair | AlloSR2Error]):
+    def __init__(
+        self,
+        images: HRImages,
+        degradation: DegradationConfig | DegradationMix | None,
+        scale: int,
+    ) -> None:
         self.images = images
+        self.degradation = degradation
+        self.scale = scale
 
-    def __getitem__(self, index: int) -> tuple[int, Sample] | AlloSR2Error:
+    def __getitem__(self, index: int) -> _Pair | AlloSR2Error:
         # as a value: raised in a loading process, a traceback would become part of the message
         try:
-            return index, self.images.sample(index)
+            sample = self.images.sample(index)
         except AlloSR2Error as error:
             return error
+        return _Pair(index=index, hr=sample, lr=self._degraded(index, sample))
+
+    def _degraded(self, index: int, sample: Sample) -> UInt8[np.ndarray, "h w 3"] | None:
+        if self.degradation is None:
+            return None
+        drawn = sample_degradation(self.degradation, self.images.seed, index)
+        # a copy: not every array is writable
+        hr = _to_images(torch.tensor(sample.image[None]))
+        lr = degrade(hr, [drawn], self.scale)[0] * 255  # on the 8-bit grid
+        return rearrange(lr, "c h w -> h w c").round().byte().numpy()
 
 
-def _collate(loaded: list[tuple[int, Sample] | AlloSR2Error]) -> _Loaded | AlloSR2Error:
-    pairs: list[tuple[int, Sample]] = []
+def _collate(loaded: list[_Pair | AlloSR2Error]) -> _Loaded | AlloSR2Error:
+    pairs: list[_Pair] = []
     for item in loaded:
         if isinstance(item, AlloSR2Error):
             return item
         pairs.append(item)
-    samples = [sample for _, sample in pairs]
+    samples = [pair.hr for pair in pairs]
+    degraded = [pair.lr for pair in pairs if pair.lr is not None]
     bad = tuple(bad for sample in samples for bad in sample.bad)
     opened = (*(b.photo for b in bad), *(s.photo for s in samples if s.photo is not None))
     return _Loaded(
         hr=np.stack([sample.image for sample in samples]),
-        samples=[index for index, _ in pairs],
+        lr=np.stack(degraded) if degraded else None,
+        samples=[pair.index for pair in pairs],
         photos=opened,
         bad=bad,
     )
@@ -102,8 +135,8 @@ def batches(
 ) -> Generator[Batch]:
     """Batches of samples on a device, each of the samples that one of `parts` names, in order.
 
-    Photographs are decoded and cropped in loading processes, two batches ahead each; degradation happens on
-    the device, one sample after the other, when a batch is asked for. Decoded photographs are kept as long as
+    Photographs are decoded, cropped and degraded in loading processes, two batches ahead each: pairs are the
+    same whatever the device is. Decoded photographs are kept as long as
     the generator, up to the images' limit in all processes together. Closing the generator ends the processes;
     neither Ctrl-C nor SIGTERM reaches them.
 
@@ -113,14 +146,14 @@ def batches(
         parts: indices of the samples of each batch.
         scale: how much smaller LR images are.
         workers: loading processes; 0 loads in this one.
-        device: where images are degraded and left.
+        device: where batches are left.
 
     Raises:
         DataError: when one photograph after another is damaged, one cannot be read for the moment
             (`Photo.pixels`), and when a loading process dies.
     """
     loader = DataLoader(
-        _Samples(images.with_part_of_cache(max(workers, 1))),
+        _Pairs(images.with_part_of_cache(max(workers, 1)), degradation, scale),
         batch_sampler=map(list, parts),
         num_workers=workers,
         collate_fn=_collate,
@@ -138,7 +171,7 @@ def batches(
             for loaded in loading:
                 if isinstance(loaded, AlloSR2Error):
                     raise loaded
-                yield _batch(loaded, degradation, images.seed, scale, device)
+                yield _batch(loaded, device)
     finally:
         # ends the loading processes, but for those that hang: they do not hear its SIGTERM
         del loading
@@ -192,19 +225,16 @@ def _interrupts_held_back() -> Generator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
-def _batch(
-    loaded: _Loaded,
-    degradation: DegradationConfig | DegradationMix | None,
-    seed: int,
-    scale: int,
-    device: torch.device,
-) -> Batch:
-    levels = torch.as_tensor(loaded.hr).to(device, non_blocking=True)
-    hr = rearrange(levels, "b h w c -> b c h w") / 255
-    lr = None
-    if degradation is not None:
-        drawn = [sample_degradation(degradation, seed, index) for index in loaded.samples]
-        lr = degrade(hr, drawn, scale)
-    return Batch(
-        hr=hr.contiguous(), lr=lr, samples=loaded.samples, photos=loaded.photos, bad=loaded.bad
+def _batch(loaded: _Loaded, device: torch.device) -> Batch:
+    hr, lr = (
+        None
+        if levels is None
+        else _to_images(torch.as_tensor(levels).to(device, non_blocking=True))
+        for levels in (loaded.hr, loaded.lr)
     )
+    assert hr is not None
+    return Batch(hr=hr, lr=lr, samples=loaded.samples, photos=loaded.photos, bad=loaded.bad)
+
+
+def _to_images(levels: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b 3 h w"]:
+    return (rearrange(levels, "b h w c -> b c h w") / 255).contiguous()
