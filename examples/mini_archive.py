@@ -36,7 +36,7 @@ def save_model(
         name: {
             "recipe": config.run.recipe,
             "steps": plan.stages[name].steps,
-            "batch_size": config.run.batch_size,
+            "batch_size": plan.stages[name].batch_size,
             "crop": config.images.crop,
             "minutes": round(plan.stages[name].seconds / 60, 1),
             "machines": plan.stages[name].machines,

@@ -31,6 +31,8 @@ class Progress:
     """How many it gets; None before it was timed."""
     seconds_a_step: float | None = None
     """On the machine that it began on."""
+    batch_size: int | None = None
+    """Images of a step; None before it began."""
     seconds: float = 0.0
     """What it took so far, loading, compilation and validation included."""
     machines: list[str] = field(default_factory=list[str])

@@ -61,6 +61,8 @@ LOOKS = 4
 """At the validation images, in each stage."""
 MOST_WORKERS = 14
 """Loading processes beside a GPU."""
+GPU_BATCHES = 8
+"""A GPU's batches in those of the recipes, which leave it idle."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +83,8 @@ class TrainMini:
     """Minutes after which to stop, with a checkpoint; None goes on to the end."""
     initial: str | None = None
     """Model folder, or `mini`, whose weights are trained on, in each stage its own; None begins anew."""
+    codec: str | None = None
+    """Model folder, or `mini`, whose codec is taken as it is: the first stage is left out."""
     procedural: float | None = None
     """Fraction of images drawn while it trains: None is the recipes', 0 if they were drawn beforehand."""
     device: str = "auto"
@@ -102,6 +106,7 @@ def train_whole(options: TrainMini) -> Path:
         "procedural": options.procedural,
         "perceptual": None if options.perceptual is None else str(options.perceptual),
         "initial": options.initial,
+        "codec": options.codec,
         "seed": options.seed,
     }
     try:
@@ -147,17 +152,23 @@ def _piece_left(options: TrainMini) -> float:
 
 def stages(options: TrainMini) -> dict[str, TrainingConfig]:
     """The recipe of each stage, on what the one before exports and from the initial model's weights."""
-    last = None
-    if options.initial is not None:
-        folder = model_folder(options.initial)
-        last = Path(base_of(folder, ModelConfig.read(folder)))
+    last, codec = (
+        None if model is None else _base_of(model) for model in (options.initial, options.codec)
+    )
     exported = {name: options.output / name / "model" for name in SHARES}
-    return {
-        "codec": replace(mini_codec(), initial=last),
-        "flow": replace(mini_flow(), codec=exported["codec"], initial=last),
+    first: dict[str, TrainingConfig] = {}
+    if codec is None:
+        first["codec"] = replace(mini_codec(), initial=last)
+    return first | {
+        "flow": replace(mini_flow(), codec=codec or exported["codec"], initial=last),
         "mini": replace(mini(), base=str(exported["flow"]), initial=options.initial),
         "decoder": replace(mini_decoder(), model=str(exported["mini"])),
     }
+
+
+def _base_of(model: str) -> Path:
+    folder = model_folder(model)
+    return Path(base_of(folder, ModelConfig.read(folder)))
 
 
 def fitted(
@@ -172,6 +183,7 @@ def fitted(
         device=options.device,
         minutes=None if options.piece is None else PIECE_USED * options.piece,
         steps=steps or OPEN_END,
+        batch_size=progress.batch_size or config.run.batch_size,
         checkpoint_every=max(1, round(CHECKPOINT_SECONDS / seconds)) if seconds else OPEN_END,
     )
     images = replace(config.images, photos=options.photos)
@@ -202,7 +214,11 @@ def train_stage(
     `hurried`: whether it has but the rest of a piece, in which too few steps are no reason to plan with them.
     """
     progress, say = plan.stages[name], errors_console().print
-    machine = describe_device(resolve_device(options.device))
+    device = resolve_device(options.device)
+    machine = describe_device(device)
+    if progress.batch_size is None:  # once: it is continued with, wherever that is
+        factor = GPU_BATCHES if device.type == "cuda" else 1
+        progress.batch_size = factor * config.run.batch_size
     if machine not in progress.machines:
         progress.machines.append(machine)
     torch.compiler.reset()  # what was compiled for other stages counts toward a limit

@@ -277,6 +277,30 @@ def test_last_weights_are_trained_on(tmp_path):
     )
 
 
+def test_a_codec_is_taken_as_it_is(tmp_path):
+    options = TrainMini(photos=("a",), output=tmp_path, hours=1, codec="mini")
+    configs = stages(options)
+    assert list(configs) == STAGES[1:]
+    assert configs["flow"].codec == model_folder("mini") / "base"
+    assert configs["flow"].initial is None
+
+
+def test_batches_are_larger_on_a_gpu_and_stay_as_they_began(tiny, tmp_path, monkeypatch):
+    options = TrainMini(photos=("a",), output=tmp_path, hours=1)
+    plan = Plan.read(tmp_path / "plan.json", {})
+    config = stages(options)["flow"]
+    sizes = []
+    monkeypatch.setattr(
+        train_mini, "_train", lambda config, *_: sizes.append(config.run.batch_size)
+    )
+    plan.stages["flow"].steps = 1
+    for device in ("cuda", "cpu"):
+        monkeypatch.setattr(train_mini, "resolve_device", lambda _, d=device: torch.device(d))
+        monkeypatch.setattr(train_mini, "describe_device", str)
+        train_mini.train_stage("flow", config, options, plan, hurried=False)
+    assert sizes == [8 * config.run.batch_size] * 2
+
+
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [

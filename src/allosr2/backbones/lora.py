@@ -17,6 +17,7 @@ from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_s
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from allosr2.backbones.composed import ComposedConv2d
 from allosr2.errors import ConfigError, ModelError
 from allosr2.storage import refuse_pickles, save_tensors
 
@@ -79,6 +80,7 @@ def add_adapter(
         target_modules="|".join(map(re.escape, names)),
         init_lora_weights="gaussian" if init == "gaussian" else True,
     )
+    config._register_custom_module({nn.Conv2d: ComposedConv2d})  # pyright: ignore[reportPrivateUsage] - PEFT's way
     module.requires_grad_(False)
     inject_adapter_in_model(config, module, adapter_name=ADAPTER)
     module.peft_config = {ADAPTER: config}  # pyright: ignore[reportArgumentType] - PEFT reads it back

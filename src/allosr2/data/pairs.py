@@ -22,7 +22,6 @@ from allosr2.data.degradation import DegradationConfig, DegradationMix, degrade,
 from allosr2.data.photos import BadPhoto, HRImages, Sample
 from allosr2.errors import AlloSR2Error, DataError, one_line
 
-
 _Levels = UInt8[np.ndarray, "b h w 3"] | UInt8[Tensor, "b h w 3"]
 
 

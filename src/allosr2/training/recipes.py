@@ -91,7 +91,7 @@ def mini() -> AlloSR2Training:
         embed_base=True,
         loss=LossConfig(atm_weight=0.0),
         adapter=AdapterConfig(rank=64, alpha=64),
-        preset="mild+camera",
+        preset="mild+camera+camera",
     )
 
 
@@ -114,9 +114,10 @@ def mini_decoder() -> DecoderTraining:
             decay_fraction=0.5,
             ema_decay=0.998,
         ),
-        perceptual=PerceptualConfig(perceptual_weight=1.0),
+        perceptual=PerceptualConfig(perceptual_weight=4.0),
         model="runs/mini/model",
         grid_weight=0.3,
+        texture_weight=0.1,
     )
 
 
