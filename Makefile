@@ -78,6 +78,6 @@ $(BIN)/pip:
 	@touch $@
 
 .venv/.dev: pyproject.toml constraints.txt | $(BIN)/pip
-	@echo "installing .[dev,train,quantize,eval] into .venv"
-	@$(BIN)/python -m pip install --quiet --editable ".[dev,train,quantize,eval]"
+	@echo "installing .[dev,train,quantize,eval,openvino] into .venv"
+	@$(BIN)/python -m pip install --quiet --editable ".[dev,train,quantize,eval,openvino]"
 	@touch $@

@@ -2,10 +2,11 @@
 
     python benchmarks/flux_size.py [--device cuda] [--seconds 90]
 
-128 -> 512 px in bfloat16 as `allosr2` runs it today, with FLUX.1-dev's 512 text tokens and without any, and a step
-of Algorithm 1 as the recipe `flux-dev-lean` has it (rank 64, gradient checkpointing), LPIPS left out. Times are
-medians, synchronized. The floor of a stage is the larger of its FLOPs at this machine's own rate for a product of
-8192 x 8192 matrices and its weights' bytes at its own rate of copying. `--size tiny` tries the program on a CPU.
+128 -> 512 px in bfloat16 as `allosr2` runs it today, with FLUX.1-dev's 512 text tokens and without any, and a
+step of Algorithm 1 as the recipe `flux-dev-lean` has it (rank 64, gradient checkpointing), LPIPS left out.
+Times are medians, synchronized. The floor of a stage is the larger of its FLOPs at this machine's own rate for
+a product of 8192 x 8192 matrices and its weights' bytes at its own rate of copying. `--size tiny` tries the
+program on a CPU.
 """
 
 from __future__ import annotations

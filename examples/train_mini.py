@@ -57,7 +57,7 @@ CHECKPOINT_SECONDS = 60.0
 """Time between two checkpoints: as much is lost by a kill."""
 PLAN_SECONDS = 30.0
 """Time between two savings of the plan."""
-LOOKS = 4
+LOOKS = 2
 """At the validation images, in each stage."""
 MOST_WORKERS = 14
 """Loading processes beside a GPU."""
@@ -189,7 +189,10 @@ def fitted(
     images = replace(config.images, photos=options.photos)
     if options.procedural is not None:
         images = replace(images, procedural=options.procedural)
-    if resolve_device(options.device).type == "cuda":  # beside a CPU that trains no core is idle
+    if resolve_device(options.device).type == "cuda":
+        # an H200 takes a minute and a half to compile a stage, and a tenth less for each step then
+        run = replace(run, compile=False)
+        # beside a CPU that trains no core is idle
         workers = max(1, min(cores() - 1, MOST_WORKERS))
         # each keeps photographs of its own: as many as a single one does, in a quarter of the memory at most
         spare = free_memory(torch.device("cpu")) / 2**30 / 4

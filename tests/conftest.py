@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # read when tqdm is first imported; the command line sets it where stderr is no terminal
@@ -10,6 +11,14 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 
 import pytest
 import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def float32_on_every_cpu() -> Iterator[None]:
+    """The same numbers on processors that compute in bfloat16 and on those that do not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cpu, "get_capabilities", dict)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -52,6 +52,14 @@ def describe_device(device: torch.device) -> str:
     return f"{name}, {torch.get_num_threads()} threads"
 
 
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for bfloat16: GPUs, and processors with AVX512-BF16 or AMX."""
+    if device.type != "cpu":
+        return True
+    has = torch.cpu.get_capabilities()
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes that can still be had on a device; on the CPU within the limit of a container too."""
     if device.type == "cuda":

@@ -13,12 +13,21 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from allosr2.devices import free_memory, is_out_of_memory, resolve_device
-from allosr2.errors import ImageError
+from allosr2.backends import Backend, OpenVINO
+from allosr2.devices import (
+    computes_bfloat16,
+    free_memory,
+    is_out_of_memory,
+    resolve_device,
+)
+from allosr2.errors import ConfigError, ImageError
 from allosr2.fingerprint import fingerprint
 from allosr2.imaging.tiling import blend_rows, lay_tiles
 from allosr2.meter import CudaRules, Meter
 from allosr2.model import AlloSR2
+
+Precision = Literal["auto", "float32", "bfloat16"]
+"""What a model computes in."""
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +56,22 @@ class Runner:
     finite in bfloat16 is computed once more in float32.
     """
 
-    def __init__(self, model: AlloSR2, device: str) -> None:
-        """Move a model to a device: bfloat16 on CUDA, float32 on the CPU. Raises ConfigError without it."""
+    def __init__(
+        self,
+        model: AlloSR2,
+        device: str,
+        *,
+        precision: Precision = "auto",
+        backend: Backend = "torch",
+    ) -> None:
+        """Move a model to a device.
+
+        `precision` as in `precision_on`. Raises ConfigError without the device, and as `OpenVINO`.
+        """
         self.model = model
         self.device = resolve_device(device)
+        self.backend: Backend = backend
+        self._openvino = OpenVINO(model, self.device) if backend == "openvino" else None
         self.encode = Stage(
             lambda image: model.one_step(model.codec.encode(image)),
             (model.multiple, model.velocity.patch),
@@ -63,7 +84,7 @@ class Runner:
         self._side = 1 << 30
         """Largest side of a tile, in tokens, that has not run out of memory."""
         self._bytes_a_pixel: float | None = None
-        self._use(getattr(torch, precision_on(self.device)))
+        self._use(getattr(torch, precision_on(self.device, precision)))
         model.codec.to(memory_format=torch.channels_last)
 
     def apply(self, stage: Stage, tiles: Float[Tensor, "k c h w"], where: str) -> Tensor:
@@ -157,6 +178,8 @@ class Runner:
         """None if memory ran out: the error, and all that it holds, is gone when this returns."""
         enabled = self._precision == torch.bfloat16
         try:
+            if self._openvino is not None:
+                return self._openvino(stage.function, tiles, self._precision)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
                 return stage.function(tiles.to(self.device)).float().cpu()
         except (RuntimeError, MemoryError) as error:
@@ -182,12 +205,22 @@ class Runner:
 
     def _use(self, precision: torch.dtype) -> None:
         self._precision = precision
-        self.model.to(self.device, precision)
+        # OpenVINO rounds the weights itself
+        self.model.to(self.device, precision if self._openvino is None else torch.float32)
 
 
-def precision_on(device: torch.device) -> Literal["float32", "bfloat16"]:
-    """What a model runs in on a device."""
-    return "bfloat16" if device.type == "cuda" else "float32"
+def precision_on(
+    device: torch.device, precision: Precision = "auto"
+) -> Literal["float32", "bfloat16"]:
+    """What a model runs in on a device: "auto" is bfloat16 on CUDA and on CPUs that compute in it.
+
+    Raises ConfigError for a precision of another name.
+    """
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise ConfigError(f"precision is {precision}: use auto, float32 or bfloat16")
+    if precision != "auto":
+        return precision
+    return "bfloat16" if computes_bfloat16(device) else "float32"
 
 
 def _name(precision: torch.dtype) -> str:

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from allosr2.backends import Backend
 from allosr2.batch import PLAIN, FileOptions, upscale_files
 from allosr2.devices import free_memory, resolve_device
 from allosr2.errors import ConfigError, ImageError
@@ -29,7 +30,7 @@ from allosr2.imaging.size import NATIVE_SIZE, OutputSize
 from allosr2.imaging.tiling import Axis, Rows, RowsOf, blend_rows, lay_tiles, reflected
 from allosr2.model import AlloSR2
 from allosr2.pipeline import Job, Lane, Outcome, Progress
-from allosr2.runner import Runner, precision_on
+from allosr2.runner import Precision, Runner, precision_on
 
 logger = logging.getLogger(__name__)
 
@@ -96,8 +97,10 @@ class Upscaler:
         color_fix: ColorFix = "wavelet",
         color_strength: float = 1.0,
         jitter: int = 1,
+        precision: Precision = "auto",
+        backend: Backend = "torch",
     ) -> None:
-        """Move `model` to a device: bfloat16 on CUDA, float32 on the CPU.
+        """Move `model` to a device.
 
         Args:
             model: its adapters merged, or they are computed anew for each tile.
@@ -109,9 +112,12 @@ class Upscaler:
             color_strength: how much of that, from 0 to 1.
             jitter: evaluations, moved against each other, whose mean is the result: 2 to 4 wear down what is
                 left of the patches' grid, and take as many times longer.
+            precision: "float32", "bfloat16", or "auto": bfloat16 on CUDA and on CPUs that compute in it
+                (AVX512-BF16, AMX).
+            backend: "torch", or "openvino": faster on CPUs, for flows of convolutions as `mini`'s.
 
         Raises:
-            ConfigError: for a device that is absent, and a setting that is out of range.
+            ConfigError: for a device or backend that is absent, and a setting that is out of range.
         """
         check_color_fix(color_fix, color_strength)
         if not 1 <= jitter <= MOST_JITTER:
@@ -120,7 +126,7 @@ class Upscaler:
         self.color_fix: ColorFix = color_fix
         self.color_strength = color_strength
         self.jitter = jitter
-        self._runner = Runner(model, device)
+        self._runner = Runner(model, device, precision=precision, backend=backend)
         fitting = [side for side in TILES if side % model.multiple == 0]
         self.tile = self._runner.largest_that_fits(fitting) if tile == "auto" else tile
         if self.tile < model.multiple or self.tile % model.multiple:
@@ -144,14 +150,18 @@ class Upscaler:
         color_strength: float = 1.0,
         fidelity: float = 0.0,
         jitter: int = 1,
+        precision: Precision = "auto",
+        backend: Backend = "torch",
     ) -> Upscaler:
         """Load a model folder, the embedded "mini" or a hub id such as "user/model", with its adapters merged.
 
         `fidelity` from 0 (as trained) to 1 keeps the result closer to the input, see `AlloSR2.merge`.
         Raises ModelError for what is missing or broken in it, and ConfigError as the constructor.
         """
-        precision = precision_on(resolve_device(device))
-        model = AlloSR2.from_pretrained(source, precision).merge(fidelity)
+        held = (
+            "float32" if backend == "openvino" else precision_on(resolve_device(device), precision)
+        )
+        model = AlloSR2.from_pretrained(source, held).merge(fidelity)
         return cls(
             model,
             device=device,
@@ -160,6 +170,8 @@ class Upscaler:
             color_fix=color_fix,
             color_strength=color_strength,
             jitter=jitter,
+            precision=precision,
+            backend=backend,
         )
 
     def __call__(
@@ -305,6 +317,7 @@ class Upscaler:
         return {
             "model": self._runner.fingerprint(),
             "precision": self._runner.precision,
+            "backend": self._runner.backend,
             "device": self._runner.device.type,
             "tile": self.tile,
             "overlap": self.overlap,

@@ -68,6 +68,8 @@ class Command:
 
 def run() -> NoReturn:
     """Run the process's own command line and end the process."""
+    # Read when PyTorch is loaded. Waiting threads that spin take cores from those that decode, encode and load.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     exit_code = main()
     if exit_code == INTERRUPTED or still_at_work():
         # At once: the interpreter's own end takes PyTorch seconds on a busy machine, and would tear a

@@ -95,6 +95,10 @@ class Upscale:
     """A model folder (with `allosr2.json`), or `mini`, the model inside the package."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`, or `auto`: CUDA if there is a GPU. Several share the files: `cuda:0,cuda:1`."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto`: bfloat16 on GPUs and on CPUs that compute in it (AVX512-BF16, AMX), else float32."""
+    backend: Literal["torch", "openvino"] = "torch"
+    """`openvino` is faster on CPUs, for models such as `mini`; needs `pip install 'allosr2[openvino]'`."""
     tile: int | Literal["auto"] = "auto"
     """Largest side of a tile in pixels; smaller ones need less memory. `auto` goes by what is free."""
     overlap: int | None = None
@@ -289,6 +293,8 @@ def _load(config: Upscale, recorded_tile: int | None) -> list[Upscaler]:
             color_strength=config.color_strength,
             fidelity=config.fidelity,
             jitter=config.jitter,
+            precision=config.precision,
+            backend=config.backend,
         )
         upscalers.append(upscaler)
         tile = upscaler.tile

@@ -59,7 +59,7 @@ def mini_flow() -> FlowTraining:
         optimization=OptimizationConfig(
             learning_rate=1e-3,
             betas=(0.9, 0.99),
-            warmup_steps=200,
+            warmup_steps=50,
             decay_fraction=0.4,
             ema_decay=0.998,
         ),
@@ -81,7 +81,7 @@ def mini() -> AlloSR2Training:
         optimization=OptimizationConfig(
             learning_rate=1e-3,
             betas=(0.9, 0.99),
-            warmup_steps=100,
+            warmup_steps=50,
             decay_fraction=0.5,
             ema_decay=0.998,
         ),
