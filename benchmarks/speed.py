@@ -10,6 +10,7 @@ medians. RRDBNet-23 has random weights, which take as long as any.
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -99,6 +100,7 @@ def _rrdbnet(backend: str, precision: str) -> Enlarge:
 
 
 def _compiled(network: nn.Module, image: Tensor, precision: str) -> Any:  # noqa: ANN401
+    sys.modules.setdefault("openvino_telemetry", cast(Any, None))  # else it reports to its makers
     import openvino
 
     with torch.inference_mode(mode=False), torch.no_grad():

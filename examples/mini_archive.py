@@ -23,7 +23,11 @@ NAME = "mini.tar"
 
 
 def save_model(
-    output: Path, configs: Mapping[str, TrainingConfig], plan: Plan, initial: str | None
+    output: Path,
+    configs: Mapping[str, TrainingConfig],
+    plan: Plan,
+    initial: str | None,
+    codec: str | None,
 ) -> None:
     """Write `output/model`: the last stage's, with what each stage took in config and card. Raises OSError."""
     model, partial = output / "model", output / ".model"
@@ -43,9 +47,12 @@ def save_model(
         }
         for name, config in configs.items()
     }
-    added = {"initial": None if initial is None else Path(initial).name, "stages": trained}
+    former = {"initial": initial, "codec": codec}
+    added = {name: None if model is None else Path(model).name for name, model in former.items()}
+    added |= {"stages": trained}
     # a base that was trained from random weights has nobody else's license
-    origin = OWN if initial is None else ModelConfig.read(model_folder(initial)).origin
+    source = initial or codec
+    origin = OWN if source is None else ModelConfig.read(model_folder(source)).origin
     config = ModelConfig.read(partial)
     settings = asdict(replace(config, origin=origin, provenance=config.provenance | added))
     save_text(partial / CONFIG_NAME, json.dumps(settings, indent=2) + "\n")

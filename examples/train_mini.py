@@ -62,7 +62,7 @@ LOOKS = 2
 MOST_WORKERS = 14
 """Loading processes beside a GPU."""
 GPU_BATCHES = 8
-"""A GPU's batches in those of the recipes, which leave it idle."""
+"""How many of a recipe's batches make one on a GPU, which a single one leaves idle."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,7 +124,7 @@ def train_whole(options: TrainMini) -> Path:
             train_stage(name, config, options, plan, hurried=begun)
             begun = True
         try:
-            save_model(options.output, configs, plan, options.initial)
+            save_model(options.output, configs, plan, options.initial, options.codec)
             archive = save_archive(options.output, configs)
             if options.part_mib is not None:
                 save_parts(archive, options.part_mib)
@@ -190,7 +190,7 @@ def fitted(
     if options.procedural is not None:
         images = replace(images, procedural=options.procedural)
     if resolve_device(options.device).type == "cuda":
-        # an H200 takes a minute and a half to compile a stage, and a tenth less for each step then
+        # on an H200 compiling takes 90 s a stage and saves a tenth of each step
         run = replace(run, compile=False)
         # beside a CPU that trains no core is idle
         workers = max(1, min(cores() - 1, MOST_WORKERS))
@@ -219,7 +219,7 @@ def train_stage(
     progress, say = plan.stages[name], errors_console().print
     device = resolve_device(options.device)
     machine = describe_device(device)
-    if progress.batch_size is None:  # once: it is continued with, wherever that is
+    if progress.batch_size is None:  # kept where another machine goes on
         factor = GPU_BATCHES if device.type == "cuda" else 1
         progress.batch_size = factor * config.run.batch_size
     if machine not in progress.machines:

@@ -99,6 +99,16 @@ def test_a_size_is_converted_once(model: AlloSR2, monkeypatch: pytest.MonkeyPatc
     assert exported == [torch.Size([1, 16, 4, 4]), torch.Size([1, 16, 6, 6])]
 
 
+def test_what_was_merged_anew_is_compiled_anew(model: AlloSR2, image: np.ndarray) -> None:
+    upscaler = Upscaler(model, device="cpu", precision="float32", backend="openvino")
+    upscaler(image)
+    model.merge(1.0)
+    expected = Upscaler(model, device="cpu", precision="float32")(image)
+    assert np.abs(upscaler(image).astype(int) - expected).max() <= 1
+    with pytest.raises(ConfigError, match="backend is onnx: use torch or openvino"):
+        Upscaler(model, device="cpu", backend="onnx")  # pyright: ignore[reportArgumentType]
+
+
 def test_nobody_is_told_of_a_conversion(model: AlloSR2) -> None:
     OpenVINO(model, CPU)(model.codec.decode, torch.zeros(1, 16, 4, 4), torch.float32)
     assert sys.modules["openvino_telemetry"] is None
@@ -122,7 +132,7 @@ def test_what_is_not_finite_is_computed_in_float32(
 
 
 def test_refusals(model: AlloSR2, monkeypatch: pytest.MonkeyPatch, tmp_path, capsys) -> None:
-    with pytest.raises(ConfigError, match="it computes on the CPU; use torch on cuda"):
+    with pytest.raises(ConfigError, match="computes on the CPU: use device cpu, or torch on cuda"):
         OpenVINO(model, torch.device("cuda"))
     monkeypatch.setattr(model, "velocity", torch.nn.Module())
     model.velocity.transformer = torch.nn.Linear(1, 1)

@@ -24,8 +24,8 @@ Backend = Literal["torch", "openvino"]
 """What computes a model."""
 Function = Callable[[Tensor], Tensor]
 
-_KEPT = 16
-"""Compiled stages that are kept: one for each stage and size of tiles, a few megabytes each."""
+_KEPT = 8
+"""Compiled stages that are kept: one for each stage and size of tiles, some 50 MB each."""
 
 
 class OpenVINO:
@@ -44,7 +44,9 @@ class OpenVINO:
                 "backend is openvino, which is not installed: pip install 'allosr2[openvino]', or use torch"
             )
         if device.type != "cpu":
-            raise ConfigError(f"backend is openvino: it computes on the CPU; use torch on {device}")
+            raise ConfigError(
+                f"backend is openvino, which computes on the CPU: use device cpu, or torch on {device}"
+            )
         if not isinstance(model.velocity, ConvVelocity):
             raise ConfigError(
                 "backend is openvino: it knows flows of convolutions, as mini's, and no "
@@ -56,12 +58,19 @@ class OpenVINO:
     def __call__(self, function: Function, tiles: Tensor, precision: torch.dtype) -> Tensor:
         """`function`, a part of the model, of tiles `k c h w`; in float32, computed in `precision`.
 
-        Keep `function` between calls: it is known again by its identity.
+        Keep `function` between calls: what was compiled is looked up by it.
         """
-        compiled = self._compiled(function, tiles.shape, precision)
+        # the step tells the weights as well: both are set by `merge`
+        compiled = self._compiled(function, tiles.shape, precision, self._model.step)
         return torch.from_numpy(compiled(tiles.numpy())[0])
 
-    def _compile(self, function: Function, shape: torch.Size, precision: torch.dtype) -> Any:  # noqa: ANN401
+    def _compile(
+        self,
+        function: Function,
+        shape: torch.Size,
+        precision: torch.dtype,
+        step: float,  # noqa: ARG002 - a part of the key
+    ) -> Any:  # noqa: ANN401
         # OpenVINO tells its makers of every conversion where it finds this package
         sys.modules.setdefault("openvino_telemetry", cast(Any, None))
         import openvino
@@ -102,10 +111,13 @@ class _Part(nn.Module):
 
 @contextmanager
 def _quiet() -> Generator[None]:
-    """No warnings: OpenVINO logs, with a traceback, that it knows operators which newer PyTorch has not."""
-    former = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    """Without what OpenVINO logs, with a traceback, of operators that it knows and PyTorch has no more."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return "not found in decomp table" not in record.getMessage()
+
+    logging.root.addFilter(other)
     try:
         yield
     finally:
-        logging.disable(former)
+        logging.root.removeFilter(other)

@@ -66,10 +66,13 @@ class Runner:
     ) -> None:
         """Move a model to a device.
 
-        `precision` as in `precision_on`. Raises ConfigError without the device, and as `OpenVINO`.
+        `precision` as in `precision_on`. Raises ConfigError without the device, for other names of a
+        precision or backend, and as `OpenVINO`.
         """
         self.model = model
         self.device = resolve_device(device)
+        if backend not in ("torch", "openvino"):
+            raise ConfigError(f"backend is {backend}: use torch or openvino")
         self.backend: Backend = backend
         self._openvino = OpenVINO(model, self.device) if backend == "openvino" else None
         self.encode = Stage(

@@ -90,9 +90,9 @@ class _Pairs(Dataset[_Pair | AlloSR2Error]):
         # as a value: raised in a loading process, a traceback would become part of the message
         try:
             sample = self.images.sample(index)
+            return _Pair(index=index, hr=sample, lr=self._degraded(index, sample))
         except AlloSR2Error as error:
             return error
-        return _Pair(index=index, hr=sample, lr=self._degraded(index, sample))
 
     def _degraded(self, index: int, sample: Sample) -> UInt8[np.ndarray, "h w 3"] | None:
         if self.degradation is None:
@@ -225,13 +225,10 @@ def _interrupts_held_back() -> Generator[None]:
 
 
 def _batch(loaded: _Loaded, device: torch.device) -> Batch:
-    hr, lr = (
-        None
-        if levels is None
-        else _to_images(torch.as_tensor(levels).to(device, non_blocking=True))
-        for levels in (loaded.hr, loaded.lr)
-    )
-    assert hr is not None
+    hr = _to_images(torch.as_tensor(loaded.hr).to(device, non_blocking=True))
+    lr = None
+    if loaded.lr is not None:
+        lr = _to_images(torch.as_tensor(loaded.lr).to(device, non_blocking=True))
     return Batch(hr=hr, lr=lr, samples=loaded.samples, photos=loaded.photos, bad=loaded.bad)
 
 

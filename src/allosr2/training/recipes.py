@@ -107,16 +107,16 @@ def mini_decoder() -> DecoderTraining:
         ),
         images=ImagesConfig(crop=512, maximum_scale=2.0),
         optimization=OptimizationConfig(
-            learning_rate=7e-4,
+            learning_rate=5e-4,
             weight_decay=0.0,
             betas=(0.9, 0.99),
-            warmup_steps=30,
-            decay_fraction=0.5,
-            ema_decay=0.998,
+            warmup_steps=20,
+            decay_fraction=0.6,
+            ema_decay=0.995,
         ),
-        perceptual=PerceptualConfig(perceptual_weight=4.0),
+        perceptual=PerceptualConfig(perceptual_weight=2.0),
         model="runs/mini/model",
-        grid_weight=0.3,
+        grid_weight=2.0,
         texture_weight=0.1,
     )
 
