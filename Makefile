@@ -14,12 +14,13 @@ export OMP_WAIT_POLICY := PASSIVE
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test fuzz kills faults lint format clean
+.PHONY: help install demo test test-gpu fuzz kills faults lint format clean
 
 help:
 	@echo "make demo     enlarge sample photographs into demo/"
 	@echo "make install  .venv with everything that development needs"
 	@echo "make test     run the tests"
+	@echo "make test-gpu run those that need a CUDA device"
 	@echo "make fuzz     read Pillow's broken test images and 10,000 damaged files (PILLOW=folder of them)"
 	@echo "make kills    kill a folder run 50 times and compare what it comes to"
 	@echo "make faults   kill training, 200 times while it writes a checkpoint, and resume"
@@ -35,6 +36,9 @@ demo: .venv/.demo
 # Two processes of one thread each: most tests are of small things, which threads do not make faster.
 test: .venv/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+test-gpu: .venv/.dev
+	$(BIN)/python -m pytest -m gpu
 
 # Pillow's source distribution of the tested version holds the images, its wheel does not.
 PILLOW_VERSION := $(shell sed -n 's/^pillow==//p' constraints.txt)

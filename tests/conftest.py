@@ -13,6 +13,11 @@ import pytest
 import torch
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def float32_on_every_cpu() -> Iterator[None]:
     """The same numbers on processors that compute in bfloat16 and on those that do not."""
