@@ -136,7 +136,7 @@ def test_refusals(model: AlloSR2, monkeypatch: pytest.MonkeyPatch, tmp_path, cap
         OpenVINO(model, torch.device("cuda"))
     monkeypatch.setattr(model, "velocity", torch.nn.Module())
     model.velocity.transformer = torch.nn.Linear(1, 1)
-    with pytest.raises(ConfigError, match="flows of convolutions, as mini's, and no Linear"):
+    with pytest.raises(ConfigError, match="flows of convolutions, as mini-flow's, and no Linear"):
         OpenVINO(model, CPU)
     monkeypatch.undo()
     monkeypatch.setattr(backends, "find_spec", lambda _: None)

@@ -49,7 +49,7 @@ class OpenVINO:
             )
         if not isinstance(model.velocity, ConvVelocity):
             raise ConfigError(
-                "backend is openvino: it knows flows of convolutions, as mini's, and no "
+                "backend is openvino: it knows flows of convolutions, as mini-flow's, and no "
                 f"{type(model.velocity.transformer).__name__}; use torch"
             )
         self._model = model

@@ -114,7 +114,7 @@ class Upscaler:
                 left of the patches' grid, and take as many times longer.
             precision: "float32", "bfloat16", or "auto": bfloat16 on CUDA and on CPUs that compute in it
                 (AVX512-BF16, AMX).
-            backend: "torch", or "openvino": faster on CPUs, for flows of convolutions as `mini`'s.
+            backend: "torch", or "openvino": faster on CPUs, for flows of convolutions.
 
         Raises:
             ConfigError: for a device or backend that is absent, and a setting that is out of range.

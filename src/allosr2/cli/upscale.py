@@ -98,7 +98,7 @@ class Upscale:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto`: bfloat16 on GPUs and on CPUs that compute in it (AVX512-BF16, AMX), else float32."""
     backend: Literal["torch", "openvino"] = "torch"
-    """`openvino` is faster on CPUs, for models such as `mini`; needs `pip install 'allosr2[openvino]'`."""
+    """`openvino` is faster on CPUs, for flows of convolutions; needs `pip install 'allosr2[openvino]'`."""
     tile: int | Literal["auto"] = "auto"
     """Largest side of a tile in pixels; smaller ones need less memory. `auto` goes by what is free."""
     overlap: int | None = None
