@@ -24,12 +24,13 @@ from allosr2.errors import ConfigError
 from allosr2.fingerprint import fingerprint
 from allosr2.losses.grid import grid, hatch
 from allosr2.losses.perceptual import LPIPS
+from allosr2.losses.texture import texture
 from allosr2.model import AlloSR2, ModelConfig, copy_base, load_frozen_codec
 from allosr2.training.config import DecoderTraining, PerceptualConfig
 from allosr2.training.decoder import DecoderStage
 from allosr2.training.log import Status
 from allosr2.training.loop import train
-from allosr2.training.noise import sample_generators
+from allosr2.training.noise import sample_generators, uniform, windows
 
 CPU = torch.device("cpu")
 
@@ -102,7 +103,8 @@ def test_its_fingerprint_is_that_of_the_files(config: DecoderTraining, model: Pa
 def test_its_loss_is_the_weighted_sum(config: DecoderTraining, random_lpips: Path) -> None:
     perceptual = PerceptualConfig(perceptual=random_lpips, perceptual_weight=0.5)
     images = dataclasses.replace(config.images, crop=128)
-    config = dataclasses.replace(config, images=images, perceptual=perceptual, grid_weight=0.3)
+    config = dataclasses.replace(config, images=images, perceptual=perceptual)
+    config = dataclasses.replace(config, grid_weight=0.3, texture_weight=0.2)
     stage = DecoderStage(config, CPU)
     drawn = torch.Generator().manual_seed(0)
     batch = Batch(
@@ -113,10 +115,16 @@ def test_its_loss_is_the_weighted_sum(config: DecoderTraining, random_lpips: Pat
     stage.module.decode = lambda z: images_seen.append(decode(z)) or images_seen[0]
     terms = stage.losses(batch, sample_generators(0, range(1), CPU))
     (image,) = images_seen
+    # what has a stride sees 112 px of the 128, at a place drawn after the choice of the latents
+    generators = sample_generators(0, range(1), CPU)
+    uniform(generators)
+    ((top, left, side),) = windows(generators, 128, 128, 112)
+    part, hr_part = (x[..., top : top + side, left : left + side] for x in (image, batch.hr))
     expected = (
         (image - batch.hr).abs().mean()
-        + 0.5 * LPIPS.from_file(random_lpips)(image, batch.hr).mean()
-        + 0.3 * (grid(image, batch.hr) + hatch(image, batch.hr))
+        + 0.5 * LPIPS.from_file(random_lpips)(part, hr_part).mean()
+        + 0.3 * (grid(image, batch.hr) + hatch(part, hr_part))
+        + 0.2 * texture(part, hr_part)
     )
     torch.testing.assert_close(terms["total"], expected)
 

@@ -19,7 +19,7 @@ from allosr2.imaging.resize import enlarge, resize
 from allosr2.training.config import CodecTraining
 from allosr2.training.diagnostics import Inspection, inspect_results
 from allosr2.training.noise import normal, uniform
-from allosr2.training.perceptual import build_lpips
+from allosr2.training.perceptual import build_lpips, shifted
 
 _LATENT_WEIGHT = 0.1
 """Weight of the latent's distance from N(0, 1): enough to hold its scale, too little to cost detail."""
@@ -62,7 +62,7 @@ class CodecStage:
         }
         total = terms["reconstruction"] + _LATENT_WEIGHT * terms["latent"]
         if self._lpips is not None:
-            terms["perceptual"] = self._lpips(image, target).mean()
+            terms["perceptual"] = self._lpips(*shifted(generators, image, target)).mean()
             total = total + self._weight * terms["perceptual"]
         return terms | {"total": total}
 

@@ -26,7 +26,7 @@ from allosr2.training.checkpoint import provenance_fields
 from allosr2.training.config import DecoderTraining
 from allosr2.training.diagnostics import Inspection, inspect_results
 from allosr2.training.noise import uniform
-from allosr2.training.perceptual import build_lpips
+from allosr2.training.perceptual import build_lpips, shifted
 
 
 class DecoderStage:
@@ -78,14 +78,15 @@ class DecoderStage:
         image = self._decode(z)
         terms = {"reconstruction": (image - batch.hr).abs().mean()}
         total = terms["reconstruction"]
+        part, hr_part = shifted(generators, image, batch.hr)
         if self._lpips is not None:
-            terms["perceptual"] = self._lpips(image, batch.hr).mean()
+            terms["perceptual"] = self._lpips(part, hr_part).mean()
             total = total + self._weight * terms["perceptual"]
         if config.grid_weight:
-            terms["grid"], terms["hatch"] = grid(image, batch.hr), hatch(image, batch.hr)
+            terms["grid"], terms["hatch"] = grid(image, batch.hr), hatch(part, hr_part)
             total = total + config.grid_weight * (terms["grid"] + terms["hatch"])
         if config.texture_weight:
-            terms["texture"] = texture(image, batch.hr)
+            terms["texture"] = texture(part, hr_part)
             total = total + config.texture_weight * terms["texture"]
         return terms | {"total": total}
 

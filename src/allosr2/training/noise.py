@@ -59,3 +59,12 @@ def windows(
     # all at once: each transfer from a GPU waits for what it has to do
     numbers = iter(torch.stack(places).tolist())
     return [Window(top, left, side) for top, left in zip(numbers, numbers, strict=True)]
+
+
+def parts(x: Float[Tensor, "b c h w"], places: Sequence[Window], unit: int = 1) -> Tensor:
+    """A window of each sample; of images that have `unit` pixels a row and column of the windows."""
+    cut = [
+        sample[:, unit * top : unit * (top + side), unit * left : unit * (left + side)]
+        for sample, (top, left, side) in zip(x, places, strict=True)
+    ]
+    return torch.stack(cut)

@@ -22,7 +22,7 @@ from allosr2.losses.grid import float32_for_grids, grid, hatch
 from allosr2.losses.reconstruction import latent_reconstruction
 from allosr2.model import AlloSR2
 from allosr2.training.config import LossConfig
-from allosr2.training.noise import Window, normal, uniform, windows
+from allosr2.training.noise import Window, normal, parts, uniform, windows
 
 ImageDistance = Callable[[Tensor, Tensor], Tensor]
 """Distance of each image of a batch to its reference, as `allosr2.losses.perceptual.LPIPS`."""
@@ -105,8 +105,10 @@ def draw(
     eps = normal(generators, (codec.channels, height, width))
     # last, so that t and eps do not depend on it
     part = crop and crop // codec.factor
-    parts = windows(generators, height, width, part) if part and part < min(height, width) else None
-    return Draw(t=t, eps=eps, windows=parts)
+    places = (
+        windows(generators, height, width, part) if part and part < min(height, width) else None
+    )
+    return Draw(t=t, eps=eps, windows=places)
 
 
 def weighted_terms(
@@ -199,11 +201,5 @@ def weighted_terms(
 
 
 def _part(x: Tensor, drawn: Draw, unit: int = 1) -> Tensor:
-    """The windows of latents, or of images that have `unit` pixels a latent element."""
-    if drawn.windows is None:
-        return x
-    cut = [
-        sample[:, unit * top : unit * (top + side), unit * left : unit * (left + side)]
-        for sample, (top, left, side) in zip(x, drawn.windows, strict=True)
-    ]
-    return torch.stack(cut)
+    """What is decoded of latents, or of images that have `unit` pixels a latent element."""
+    return x if drawn.windows is None else parts(x, drawn.windows, unit)
