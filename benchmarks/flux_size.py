@@ -259,10 +259,10 @@ def _drawn(part: nn.Module, device: torch.device, precision: torch.dtype) -> nn.
 def _rates(device: torch.device, side: int) -> Rates:
     a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
     whole = torch.empty(4 * side * side * 8, dtype=torch.uint8, device=device)
-    copy = torch.empty_like(whole)
+    copied = torch.empty_like(whole)
     return Rates(
         flops=2 * side**3 / _median(lambda: a @ b, device),
-        bytes=2 * whole.nbytes / _median(lambda: copy.copy_(whole), device),
+        bytes=2 * whole.nbytes / _median(lambda: copied.copy_(whole), device),
     )
 
 

@@ -39,7 +39,7 @@ class Options:
 @torch.no_grad()
 def main(options: Options) -> None:
     """Print a Markdown table of the harmonics."""
-    upscaler = Upscaler.from_pretrained(options.model, device="cpu")
+    upscaler = Upscaler.from_pretrained(options.model, device="cpu", precision="float32")
     codec = load_frozen_codec(options.model)
     rows: dict[str, list[Tensor]] = {"HR": [], "codec alone": [], options.model: []}
     for path in find_images(options.pairs / "hr")[:: options.every]:

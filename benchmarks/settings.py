@@ -74,7 +74,9 @@ def main(options: Options) -> None:
     ]
 
     def measure(settings: dict[str, Any]) -> list[float]:
-        upscaler = Upscaler.from_pretrained(options.model, device="cpu", **settings)
+        upscaler = Upscaler.from_pretrained(
+            options.model, device="cpu", precision="float32", **settings
+        )
         rows: list[list[float]] = []
         for lr, hr in pairs:
             started = time.perf_counter()

@@ -10,7 +10,6 @@ medians. RRDBNet-23 has random weights, which take as long as any.
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import tyro
 from spandrel.architectures.ESRGAN.__arch.RRDB import RRDBNet
 from torch import Tensor, nn
 
+from allosr2.backends import compile_on_cpu, import_openvino
 from allosr2.devices import describe_device
 from allosr2.model import AlloSR2
 from allosr2.runner import Runner
@@ -100,20 +100,12 @@ def _rrdbnet(backend: str, precision: str) -> Enlarge:
 
 
 def _compiled(network: nn.Module, image: Tensor, precision: str) -> Any:  # noqa: ANN401
-    sys.modules.setdefault("openvino_telemetry", cast(Any, None))  # else it reports to its makers
-    import openvino
-
     with torch.inference_mode(mode=False), torch.no_grad():
-        converted = cast(Any, openvino).convert_model(
+        converted = import_openvino().convert_model(
             network.requires_grad_(False), example_input=torch.zeros(image.shape)
         )
     converted.reshape(list(image.shape))
-    settings = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-    }
-    return cast(Any, openvino).Core().compile_model(converted, "CPU", settings)
+    return compile_on_cpu(converted, getattr(torch, precision))
 
 
 if __name__ == "__main__":

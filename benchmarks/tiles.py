@@ -14,6 +14,7 @@ import resource
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -64,8 +65,9 @@ def seams(options: Seams) -> None:
     """Print a line a photograph, and the pooled figures."""
     model = AlloSR2.from_pretrained("mini").merge()
     multiple = model.multiple
-    whole = Upscaler(model, device="cpu", tile=-(-options.side // multiple) * multiple)
-    tiled = Upscaler(model, device="cpu", tile=options.tile, overlap=options.overlap)
+    exact = partial(Upscaler, model, device="cpu", precision="float32")
+    whole = exact(tile=-(-options.side // multiple) * multiple)
+    tiled = exact(tile=options.tile, overlap=options.overlap)
     axis = tiled._tiles((options.side, options.side))[0].scaled(multiple)
     first, last = axis.starts[1:], [start + axis.extent for start in axis.starts[:-1]]
     shared, near = torch.zeros(2, options.side, dtype=torch.bool)
@@ -118,7 +120,8 @@ def peak(options: Peak) -> None:
         noise = torch.rand(1, 3, side // 8, side // 8, generator=torch.Generator().manual_seed(0))
         levels = resize(noise, (side, side)).clamp(0, 1).mul(255).byte()[0].permute(1, 2, 0)
         Image.fromarray(levels.numpy()).save(source)
-        Upscaler.from_pretrained(device="cpu").upscale_file(source, Path(folder) / "sr.png")
+        upscaler = Upscaler.from_pretrained(device="cpu", precision="float32")
+        upscaler.upscale_file(source, Path(folder) / "sr.png")
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 

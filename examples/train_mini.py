@@ -62,7 +62,9 @@ LOOKS = 2
 MOST_WORKERS = 14
 """Loading processes beside a GPU."""
 GPU_BATCHES = 8
-"""How many of a recipe's batches make one on a GPU, which a single one leaves idle."""
+"""How many of a recipe's batches make one on a GPU, which a single one leaves idle, if its memory allows."""
+BATCH_MEMORY = 3 * 10**9
+"""Bytes on a GPU that are allowed for each of them; stage 4 takes 1.1 GB for one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -220,7 +222,8 @@ def train_stage(
     device = resolve_device(options.device)
     machine = describe_device(device)
     if progress.batch_size is None:  # kept where another machine goes on
-        factor = GPU_BATCHES if device.type == "cuda" else 1
+        room = free_memory(device) // BATCH_MEMORY if device.type == "cuda" else 1
+        factor = min(max(room, 1), GPU_BATCHES)
         progress.batch_size = factor * config.run.batch_size
     if machine not in progress.machines:
         progress.machines.append(machine)

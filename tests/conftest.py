@@ -9,6 +9,7 @@ from pathlib import Path
 # read when tqdm is first imported; the command line sets it where stderr is no terminal
 os.environ.setdefault("TQDM_DISABLE", "1")
 
+import numpy as np
 import pytest
 import torch
 
@@ -33,6 +34,16 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent: evaluation data is not part of the repository")
     return folder
+
+
+@pytest.fixture
+def picture() -> np.ndarray:
+    """A ramp with a sine and a corner on it: 64 x 80 x 3, levels of 8 bits."""
+    y, x = np.mgrid[:64, :80]
+    planes = [2 * x, 3 * y, 128 + 100 * np.sin(x / 5) * np.cos(y / 7)]
+    levels = np.stack(planes, axis=-1).clip(0, 255).astype(np.uint8)
+    levels[20:40, 30:50] = (230, 40, 90)
+    return levels
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from allosr2 import backends
 from allosr2.backbones.base import load_vae
@@ -38,13 +40,15 @@ def model() -> AlloSR2:
 
 
 @pytest.fixture
-def image() -> np.ndarray:
-    """A ramp with a sine and a corner on it, 24 x 40."""
-    y, x = np.mgrid[:24, :40]
-    planes = [6 * x, 10 * y, 128 + 100 * np.sin(x / 5) * np.cos(y / 7)]
-    image = np.stack(planes, axis=-1).clip(0, 255).astype(np.uint8)
-    image[8:16, 10:20] = (230, 40, 90)
-    return image
+def image(picture: np.ndarray) -> np.ndarray:
+    """24 x 40 px with the corner in them."""
+    return picture[16:40, 20:60]
+
+
+@pytest.fixture
+def with_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor that has instructions for it, or says so: OpenVINO then computes in float32."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -52,6 +56,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return float(-10 * np.log10(np.square(error).mean() + 1e-12))
 
 
+@pytest.mark.usefixtures("with_bfloat16")
 def test_openvino_computes_what_torch_does(model: AlloSR2, image: np.ndarray) -> None:
     torch_s = Upscaler(model, device="cpu", precision="float32", tile=64, overlap=16)
     openvino_s = Upscaler(
@@ -109,11 +114,20 @@ def test_what_was_merged_anew_is_compiled_anew(model: AlloSR2, image: np.ndarray
         Upscaler(model, device="cpu", backend="onnx")  # pyright: ignore[reportArgumentType]
 
 
+def test_more_memory_is_planned_for_openvino(model: AlloSR2) -> None:
+    planned = {
+        backend: Runner(model, "cpu", precision="float32", backend=backend).bytes_of(512**2)
+        for backend in ("torch", "openvino")
+    }
+    assert planned["openvino"] == pytest.approx(1.5 * planned["torch"])
+
+
 def test_nobody_is_told_of_a_conversion(model: AlloSR2) -> None:
     OpenVINO(model, CPU)(model.codec.decode, torch.zeros(1, 16, 4, 4), torch.float32)
     assert sys.modules["openvino_telemetry"] is None
 
 
+@pytest.mark.usefixtures("with_bfloat16")
 def test_what_is_not_finite_is_computed_in_float32(
     model: AlloSR2, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,7 +145,9 @@ def test_what_is_not_finite_is_computed_in_float32(
     assert worker.precision == "bfloat16"
 
 
-def test_refusals(model: AlloSR2, monkeypatch: pytest.MonkeyPatch, tmp_path, capsys) -> None:
+def test_refusals(model: AlloSR2, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="bfloat16, which this processor has no instructions for"):
+        Runner(model, "cpu", precision="bfloat16", backend="openvino")
     with pytest.raises(ConfigError, match="computes on the CPU: use device cpu, or torch on cuda"):
         OpenVINO(model, torch.device("cuda"))
     monkeypatch.setattr(model, "velocity", torch.nn.Module())
@@ -160,13 +176,26 @@ def test_a_cpu_computes_in_what_it_has(
     assert precision_on(torch.device("cuda")) == "bfloat16"
 
 
-def test_the_command_takes_both(image: np.ndarray, tmp_path, monkeypatch, capsys) -> None:
-    from PIL import Image
+def test_the_command_takes_a_backend(
+    image: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Image.fromarray(image).save(tmp_path / "a.png")
+    command = ["upscale", str(tmp_path / "a.png"), "--device", "cpu", "--output"]
+    assert main([*command, str(tmp_path / "b.png"), "--backend", "openvino"]) == 0
+    assert main([*command, str(tmp_path / "c.png")]) == 0
+    found, expected = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in "bc")
+    assert np.abs(found.astype(int) - expected).max() <= 1
+    capsys.readouterr()
+    monkeypatch.setattr(backends, "find_spec", lambda _: None)
+    assert main([*command, str(tmp_path / "d.png"), "--backend", "openvino"]) == 2
+    assert capsys.readouterr().err.startswith("allosr2: error: backend is openvino")
 
+
+def test_the_command_takes_a_precision(image: np.ndarray, tmp_path: Path) -> None:
     Image.fromarray(image).save(tmp_path / "a.png")
     command = ["upscale", str(tmp_path / "a.png"), "--output", str(tmp_path / "b.png")]
-    monkeypatch.setattr(backends, "find_spec", lambda _: None)
-    assert main([*command, "--backend", "openvino"]) == 2
-    assert "allosr2: error: backend is openvino" in capsys.readouterr().err
     assert main([*command, "--precision", "bfloat16", "--device", "cpu"]) == 0
     assert Image.open(tmp_path / "b.png").size == (160, 96)

@@ -71,9 +71,7 @@ class OpenVINO:
         precision: torch.dtype,
         step: float,  # noqa: ARG002 - a part of the key
     ) -> Any:  # noqa: ANN401
-        # OpenVINO tells its makers of every conversion where it finds this package
-        sys.modules.setdefault("openvino_telemetry", cast(Any, None))
-        import openvino
+        import_openvino()
         from openvino.frontend import FrontEndManager  # pyright: ignore[reportMissingTypeStubs]
         from openvino.frontend.pytorch.fx_decoder import (  # pyright: ignore[reportMissingTypeStubs]
             TorchFXPythonDecoder,
@@ -87,13 +85,26 @@ class OpenVINO:
             loaded = front_end.load(decoder)
             converted = front_end.convert(loaded)
         converted.reshape(list(shape))
-        hint = {torch.bfloat16: "bf16", torch.float32: "f32"}[precision]
-        settings = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": hint,
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        }
-        return cast(Any, openvino).Core().compile_model(converted, "CPU", settings)
+        return compile_on_cpu(converted, precision)
+
+
+def import_openvino() -> Any:  # noqa: ANN401
+    """The package, kept from telling its makers of conversions."""
+    # it does where it finds this other package
+    sys.modules.setdefault("openvino_telemetry", cast(Any, None))
+    import openvino
+
+    return openvino
+
+
+def compile_on_cpu(converted: object, precision: torch.dtype) -> Any:  # noqa: ANN401
+    """Compile what OpenVINO has converted, for float32 or bfloat16 and as many threads as PyTorch takes."""
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": {torch.bfloat16: "bf16", torch.float32: "f32"}[precision],
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+    return import_openvino().Core().compile_model(converted, "CPU", settings)
 
 
 class _Part(nn.Module):

@@ -27,10 +27,10 @@ def test_a_plan_has_parameters_memory_and_flops(nothing_here: Path, capsys) -> N
     streams = capsys.readouterr()
     rows = [line.split("│")[1:-1] for line in streams.out.splitlines() if line.startswith("│")]
     found = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows}
-    assert found["parameters, transformer"] == ["6,311,232"]
-    # three layers of 256 by 256 in each of six blocks
-    assert found["single_transformer_blocks.attn"] == [f"{6 * 3 * 64 * (256 + 256):,}"]
-    assert found["tokens of a step"] == ["2,048 in 8 sequences"]  # four images, two sequences each
+    assert found["parameters, transformer"] == ["4,206,480"]
+    # a 3x3 convolution from 128 to 64 channels and one of 1x1 back, in each of twelve blocks
+    assert found["blocks.conv1"] == [f"{12 * 64 * (9 * 128 + 128):,}"]
+    assert found["tokens of a step"] == ["8,192 in 8 sequences"]  # four images, two sequences each
     assert found["AdamW"][0].endswith(" GB")
     assert found["backward: transformer"][0].endswith(" TFLOP")
     assert "fits in 80.00 GB (an A100" in streams.out.splitlines()[-1]
@@ -42,7 +42,7 @@ def test_options_of_the_recipe_count(capsys) -> None:
     assert main(["train", "mini", "--crop", "128", "--dry-run", "--rank", "8"]) == 0
     out = capsys.readouterr().out
     assert "trainable, rank 8" in out
-    assert "512 in 8 sequences" in out
+    assert "2,048 in 8 sequences" in out
 
 
 def test_a_run_that_does_not_fit_is_told_what_helps(capsys) -> None:
@@ -73,10 +73,10 @@ def test_a_run_without_lpips_says_so(capsys) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "verdict"), [("1.8GB", "does not fit in 1.80 GB"), ("1.8GiB", "GB fits in 1.93 GB")]
+    ("size", "verdict"), [("1.7GB", "does not fit in 1.70 GB"), ("1.7GiB", "GB fits in 1.83 GB")]
 )
 def test_sizes_have_two_units(size: str, verdict: str, capsys) -> None:
-    # 1.9 GB
+    # 1.8 GB
     command = ["train", "mini", "--perceptual-crop", "None", "--dry-run", "--fits", size]
     assert main(command) == 0
     assert verdict in capsys.readouterr().out

@@ -271,9 +271,9 @@ def limited() -> Iterator[Callable[[int], None]]:
 
 
 def test_what_does_not_fit_is_halved(
-    gradient: np.ndarray, limited: Callable[[int], None], caplog: pytest.LogCaptureFixture
+    picture: np.ndarray, limited: Callable[[int], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    image = np.tile(gradient, (4, 3, 1))[:240, :240]
+    image = np.tile(picture, (4, 3, 1))[:240, :240]
     model = AlloSR2.from_pretrained("mini").merge()
     upscaler = Upscaler(model, device="cuda", tile=1024, precision="float32")
     whole = upscaler(image)
@@ -285,10 +285,10 @@ def test_what_does_not_fit_is_halved(
 
 
 @pytest.mark.parametrize(("precision", "least"), [("float32", 60), ("auto", 40)])
-def test_the_result_is_the_cpu_s(gradient: np.ndarray, precision: str, least: float) -> None:
+def test_the_result_is_the_cpu_s(picture: np.ndarray, precision: str, least: float) -> None:
     """In float32 but for the rounding to 8 bits, and in bfloat16, as a GPU has it by default."""
     cpu, cuda = (
-        Upscaler(AlloSR2.from_pretrained("mini").merge(), device=device, precision=chosen)(gradient)
+        Upscaler(AlloSR2.from_pretrained("mini").merge(), device=device, precision=chosen)(picture)
         for device, chosen in (("cpu", "float32"), ("cuda", precision))
     )
     assert cuda.shape == cpu.shape == (256, 320, 3)
@@ -307,16 +307,6 @@ def test_the_model_s_numbers_are_the_cpu_s() -> None:
 def psnr(image: np.ndarray, reference: np.ndarray) -> float:
     error = (image.astype(float) - reference.astype(float)) / 255
     return -10 * np.log10(np.square(error).mean().clip(1e-12))
-
-
-@pytest.fixture
-def gradient() -> np.ndarray:
-    """A ramp with a sine and a corner on it, 64 x 80."""
-    y, x = np.mgrid[:64, :80]
-    planes = [2 * x, 3 * y, 128 + 100 * np.sin(x / 5) * np.cos(y / 7)]
-    image = np.stack(planes, axis=-1).clip(0, 255).astype(np.uint8)
-    image[20:40, 30:50] = (230, 40, 90)
-    return image
 
 
 def test_a_gpu_has_a_name_and_memory() -> None:

@@ -283,7 +283,10 @@ def test_a_codec_is_taken_as_it_is(tmp_path):
     assert configs["flow"].initial is None
 
 
-def test_batches_are_larger_on_a_gpu_and_stay_as_they_began(tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("gigabytes", "factor"), [(141, 8), (16, 5), (2, 1)])
+def test_batches_are_larger_on_a_gpu_and_stay_as_they_began(
+    tiny, tmp_path, monkeypatch, gigabytes, factor
+):
     options = TrainMini(photos=("a",), output=tmp_path, hours=1)
     plan = Plan.read(tmp_path / "plan.json", {})
     config = stages(options)["flow"]
@@ -295,8 +298,9 @@ def test_batches_are_larger_on_a_gpu_and_stay_as_they_began(tiny, tmp_path, monk
     for device in ("cuda", "cpu"):
         monkeypatch.setattr(train_mini, "resolve_device", lambda _, d=device: torch.device(d))
         monkeypatch.setattr(train_mini, "describe_device", str)
+        monkeypatch.setattr(train_mini, "free_memory", lambda _: gigabytes * 10**9)
         train_mini.train_stage("flow", config, options, plan, hurried=False)
-    assert sizes == [8 * config.run.batch_size] * 2
+    assert sizes == [factor * config.run.batch_size] * 2
 
 
 @pytest.mark.parametrize(

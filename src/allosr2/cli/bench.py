@@ -43,7 +43,7 @@ class Prepare:
     output: Path
     """Folder, made if need be, that receives `hr/`, `lr/` and `set.json`."""
     preset: str = "stablesr"
-    """Degradation: `real-esrgan`, `mild`, `stablesr`, `camera`, or several joined by + (`mild+camera`)."""
+    """Degradation: `real-esrgan`, `mild`, `stablesr`, `camera`, `bicubic`, or several as `mild+camera`."""
     crops: int = 3000
     """How many pairs."""
     seed: int = 0

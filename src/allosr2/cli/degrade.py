@@ -26,7 +26,7 @@ class Degrade:
     output: Path
     """A file for a file; for a folder a folder, made if need be, that receives PNG files."""
     preset: str = "mild"
-    """Degradation: `real-esrgan`, `mild`, `stablesr`, `camera`, or several joined by + (`mild+camera`)."""
+    """Degradation: `real-esrgan`, `mild`, `stablesr`, `camera`, `bicubic`, or several as `mild+camera`."""
     scale: int = 4
     """How many times smaller the sides become."""
     seed: int = 0

@@ -362,7 +362,7 @@ class AlloSR2Training:
     initial: str | None = None
     """Model folder, or `mini`, whose adapters are trained on; without it adapters start at zero effect."""
     preset: str = "real-esrgan"
-    """Degradation preset: real-esrgan, mild, stablesr, camera, or several joined by + (`mild+camera`)."""
+    """Degradation preset: real-esrgan, mild, stablesr, camera, bicubic, or several joined by +."""
     scale: int = 4
     """Upscaling factor."""
     t_star: float | None = None

@@ -53,7 +53,7 @@ PUBLISHED = {
 
 
 def test_every_name_has_published_figures() -> None:
-    assert set(PRESET_NAMES) == {*PUBLISHED, "camera"}
+    assert set(PRESET_NAMES) == {*PUBLISHED, "camera", "bicubic"}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -50,7 +50,7 @@ def color_statistics(images):
 
 @pytest.fixture(scope="module")
 def images():
-    return [procedural_image(11, index, SIZE) for index in range(120)]
+    return [procedural_image(11, index, SIZE) for index in range(240)]
 
 
 def crops(shared_data, size):

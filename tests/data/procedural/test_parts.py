@@ -16,7 +16,13 @@ from allosr2.data.procedural.lines import line_layer
 from allosr2.data.procedural.materials import sample_fills, sample_materials
 from allosr2.data.procedural.palette import CAST_SCALES, LIGHT_MEAN, OPPONENT_AXES, sample_palette
 from allosr2.data.procedural.patterns import PATTERNS, sample_coordinates
-from allosr2.data.procedural.sampling import log_uniform, mean_squared_radius, sample_radii
+from allosr2.data.procedural.sampling import (
+    P_UPRIGHT,
+    bearing,
+    log_uniform,
+    mean_squared_radius,
+    sample_radii,
+)
 from allosr2.data.procedural.terrain import terrain_layer
 from allosr2.data.procedural.textures import noise, texture_stack
 
@@ -47,6 +53,15 @@ def test_mean_squared_radius_is_the_integral():
     mass = integrate.quad(lambda r: r**-3, 2.0, 50.0)[0]
     moment = integrate.quad(lambda r: r**2 * r**-3, 2.0, 50.0)[0]
     assert mean_squared_radius(2.0, 50.0) == pytest.approx(moment / mass, rel=1e-9)
+
+
+def test_bearings_are_upright_or_any():
+    generator = np.random.default_rng(2)
+    turns = np.array([bearing(generator) for _ in range(5000)]) / (math.pi / 2)  # quarter turns
+    upright = turns == turns.round()
+    assert upright.mean() == pytest.approx(P_UPRIGHT, abs=0.02)
+    assert np.bincount(turns[upright].astype(int)) == pytest.approx(np.full(4, 500), rel=0.15)
+    assert stats.kstest(turns[~upright], stats.uniform(0.0, 4.0).cdf).pvalue > 0.01
 
 
 def test_log_uniform_is_scipys():
@@ -177,10 +192,11 @@ def test_density_is_leaf_area_over_image_area():
 
 def test_more_leaves_than_labels_are_drawn():
     generator = np.random.default_rng(9)
-    materials = sample_materials(generator, 256)
     center, _ = sample_leaves(generator, 256, 3.0, 2.0)
     assert len(center) > MOST_LABELS
-    assert leaf_layer(generator, 256, materials, 3.0)[3].mean() > 0.5
+    # those on a receding plane cover less of the picture
+    layers = [leaf_layer(generator, 256, sample_materials(generator, 256), 3.0) for _ in range(8)]
+    assert np.mean([layer[3].mean() for layer in layers]) > 0.5
 
 
 LAYERS = {

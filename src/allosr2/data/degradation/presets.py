@@ -234,11 +234,17 @@ def _camera() -> DegradationConfig:
     return replace(stablesr, first=calm(stablesr.first), second=calm(stablesr.second))
 
 
+def _bicubic() -> DegradationConfig:
+    """Every sample undegraded, so that nothing else is ever drawn."""
+    return replace(_camera(), undegraded_probability=1.0)
+
+
 _PRESETS: dict[str, Callable[[], DegradationConfig]] = {
     "real-esrgan": _real_esrgan,
     "mild": _mild,
     "stablesr": _stablesr,
     "camera": _camera,
+    "bicubic": _bicubic,
 }
 PRESET_NAMES = tuple(_PRESETS)
 
@@ -251,6 +257,7 @@ def preset(name: str) -> DegradationConfig:
     - `stablesr`: `mild` with narrower blur and 1% of the samples undegraded; StableSR's
       (arXiv:2305.07015), from which the field's synthetic test sets come.
     - `camera`: `stablesr` with next to no noise and JPEG, as LR images of a good camera are; of no paper.
+    - `bicubic`: shrunk by antialiased bicubic resizing and nothing else, as classical super-resolution's pairs.
 
     Raises:
         ConfigError: the name is none of `PRESET_NAMES`.

@@ -7,7 +7,7 @@ from allosr2.data.procedural.labels import draw_polygons
 from allosr2.data.procedural.layers import Layer, render
 from allosr2.data.procedural.materials import Materials, sample_fills
 from allosr2.data.procedural.perspective import UNIT_SQUARE, homography, project
-from allosr2.data.procedural.sampling import log_uniform
+from allosr2.data.procedural.sampling import is_upright, log_uniform
 
 CELL_SIDES = (6.0, 48.0)
 """Range of a cell's height in pixels before perspective."""
@@ -22,12 +22,13 @@ LOOKS_PER_KIND = 4
 
 
 def facade_layer(generator: np.random.Generator, size: int, materials: Materials) -> Layer:
-    """A layer of a wall of repeated cells seen in perspective."""
+    """A layer of a wall of repeated cells seen in perspective, or from the front."""
     cells = _cells(generator, size)  # n 4 2, in the unit square
     parts = [UNIT_SQUARE[None], cells, *_cell_parts(generator, cells)]
     quads = np.concatenate(parts)  # m 4 2
     corners = size * (1.4 * UNIT_SQUARE - 0.2)
-    corners = corners + size * PERSPECTIVE * generator.uniform(-1.0, 1.0, (4, 2)) * [0.6, 1.0]
+    if not is_upright(generator):
+        corners = corners + size * PERSPECTIVE * generator.uniform(-1.0, 1.0, (4, 2)) * [0.6, 1.0]
     vertices = project(quads, homography(corners)).reshape(-1, 2)
 
     looks = [

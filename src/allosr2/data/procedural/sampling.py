@@ -6,6 +6,21 @@ from typing import overload
 import numpy as np
 from jaxtyping import Float64
 
+P_UPRIGHT = 0.4
+"""Probability that what has a direction follows rows and columns of pixels, as much does that people build."""
+
+
+def is_upright(generator: np.random.Generator) -> bool:
+    """Whether something stands upright in the picture."""
+    return generator.random() < P_UPRIGHT
+
+
+def bearing(generator: np.random.Generator) -> float:
+    """An angle from 0 up to 2 pi: upright, a multiple of a quarter turn, or any."""
+    if is_upright(generator):
+        return float(generator.integers(4)) * math.pi / 2.0
+    return generator.uniform(0.0, 2.0 * math.pi)
+
 
 def sample_radii(
     generator: np.random.Generator, count: int, r_min: float, r_max: float
