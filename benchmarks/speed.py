@@ -3,8 +3,8 @@
     python benchmarks/speed.py --model MODEL [--repeats 7]
 
 The networks alone, warm, without reading, color and writing: by PyTorch (channels_last) and by OpenVINO, in
-float32 and in bfloat16. All take turns, so that what else the machine does falls on all alike; seconds are
-medians. RRDBNet-23 has random weights, which take as long as any.
+float32 and, where the processor has it, in bfloat16. All take turns, so that what else the machine does falls
+on all alike; seconds are medians. RRDBNet-23 has random weights, which take as long as any.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from spandrel.architectures.ESRGAN.__arch.RRDB import RRDBNet
 from torch import Tensor, nn
 
 from allosr2.backends import compile_on_cpu, import_openvino
-from allosr2.devices import describe_device
+from allosr2.devices import computes_bfloat16, describe_device
 from allosr2.model import AlloSR2
 from allosr2.runner import Runner
 
@@ -43,10 +43,12 @@ class Options:
 @torch.inference_mode()
 def main(options: Options) -> None:
     """Print a Markdown table, and the best of each network."""
+    half = ("bfloat16",) if computes_bfloat16(torch.device("cpu")) else ()
+    precisions = ("float32", *half)
     ours: dict[str, Enlarge] = {}
     theirs: dict[str, Enlarge] = {}
     for backend in ("torch", "openvino"):
-        for precision in ("float32", "bfloat16"):
+        for precision in precisions:
             ours[f"{backend}, {precision}"] = _model(options.model, backend, precision)
             theirs[f"{backend}, {precision}"] = _rrdbnet(backend, precision)
     calls = {("mini", way): call for way, call in ours.items()}

@@ -64,7 +64,7 @@ MOST_WORKERS = 14
 GPU_BATCHES = 8
 """How many of a recipe's batches make one on a GPU, which a single one leaves idle, if its memory allows."""
 BATCH_MEMORY = 3 * 10**9
-"""Bytes on a GPU that are allowed for each of them; stage 4 takes 1.1 GB for one."""
+"""Bytes free on a GPU, when a stage begins, for each of them; stage 4 takes 1.1 GB for one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

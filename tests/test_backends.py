@@ -119,7 +119,8 @@ def test_more_memory_is_planned_for_openvino(model: AlloSR2) -> None:
         backend: Runner(model, "cpu", precision="float32", backend=backend).bytes_of(512**2)
         for backend in ("torch", "openvino")
     }
-    assert planned["openvino"] == pytest.approx(1.5 * planned["torch"])
+    # measured once with 4.2 M parameters: 326 MB more from 512 to 1,024 px, where 221 were planned
+    assert 326 / 221 <= planned["openvino"] / planned["torch"] < 2
 
 
 def test_nobody_is_told_of_a_conversion(model: AlloSR2) -> None:

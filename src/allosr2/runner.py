@@ -134,7 +134,7 @@ class Runner:
         return _name(self._precision)
 
     def bytes_of(self, pixels: int) -> int:
-        """Memory that a tile of so many pixels takes beside the weights, measured on the meta device."""
+        """Memory of a tile beside the weights, measured on the meta device; by OpenVINO 1.5 times that."""
         if self._bytes_a_pixel is None:
             side = 16 * self.model.multiple
             share = 1.0 if self._openvino is None else _OPENVINO_SHARE

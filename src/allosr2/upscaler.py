@@ -117,7 +117,8 @@ class Upscaler:
             backend: "torch", or "openvino": faster on CPUs, for flows of convolutions.
 
         Raises:
-            ConfigError: for a device or backend that is absent, and a setting that is out of range.
+            ConfigError: for a device or backend that is absent, a backend that cannot compute the model or the
+                precision (bfloat16 by OpenVINO on a CPU without it), and a setting that is out of range.
         """
         check_color_fix(color_fix, color_strength)
         if not 1 <= jitter <= MOST_JITTER:

@@ -507,7 +507,7 @@ def test_mini_is_known_before_it_is_trained(
     monkeypatch.chdir(tmp_path)
     planned = plan(mini())
     assert planned.text_tokens == 0
-    assert 4.15e6 < planned.parameters["transformer"] < 4.25e6  # 4.2 M in its own docstring
+    assert 4.15e6 < planned.parameters["transformer"] < 4.25e6  # 4.2 M in `mini_velocity`'s
     changes = [remedy.change for remedy in remedies(mini(), planned)]
     assert "--accumulation 4" in changes
     assert "--gradient-checkpointing" in changes

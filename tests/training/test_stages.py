@@ -157,6 +157,35 @@ def test_codec_from_scratch_has_the_layout_of_mini(
     assert (codec.channels, codec.factor) == (16, 8)
 
 
+def test_the_codec_s_lpips_sees_a_part_at_a_random_place(
+    parts: Parts, random_lpips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = parts(tmp_path / "run", steps=1) | {
+        "perceptual": PerceptualConfig(perceptual=random_lpips, perceptual_weight=0.5)
+    }
+    stage = CodecStage(CodecTraining(**settings, soft_fraction=0.0), torch.device("cpu"))
+    seen: list[torch.Tensor] = []
+
+    def distance(image: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        assert image.shape == reference.shape
+        seen.append(reference)
+        return (image - reference).abs().mean((1, 2, 3))
+
+    monkeypatch.setattr(stage, "_lpips", distance)
+    hr = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    stage.losses(Batch(hr=hr, lr=None), sample_generators(0, range(2), torch.device("cpu")))
+    (found,) = seen
+    places = [
+        (top, left)
+        for sample, part in zip(hr, found, strict=True)
+        for top in range(17)
+        for left in range(17)
+        if torch.equal(sample[:, top : top + 48, left : left + 48], part)
+    ]
+    assert len(places) == 2
+    assert len(set(places)) == 2
+
+
 @pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0])
 def test_softened_images_are_the_target(build: Build, tmp_path: Path, fraction: float) -> None:
     """What the codec is given and asked for is a mix of the crops and their x4 blur."""

@@ -96,7 +96,8 @@ class Upscale:
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`, or `auto`: CUDA if there is a GPU. Several share the files: `cuda:0,cuda:1`."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """`auto`: bfloat16 on GPUs and on CPUs that compute in it (AVX512-BF16, AMX), else float32."""
+    """`auto`: bfloat16 on GPUs and on CPUs that compute in it (AVX512-BF16, AMX), else float32. On other CPUs
+    OpenVINO has no bfloat16."""
     backend: Literal["torch", "openvino"] = "torch"
     """`openvino` is faster on CPUs, for flows of convolutions; needs `pip install 'allosr2[openvino]'`."""
     tile: int | Literal["auto"] = "auto"

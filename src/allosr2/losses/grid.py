@@ -46,7 +46,7 @@ def hatch(image: Float[Tensor, "b 3 h w"], hr: Float[Tensor, "b 3 h w"]) -> Floa
 
     Spectra of Y, R - G and B - G in windows of 32 px, averaged over each image; the mean is over images,
     planes and the frequencies above 1/8 cycles a pixel along either axis (made for x4). Missing detail costs
-    nothing. Input as for `grid`.
+    nothing. RGB in [0, 1]; sides of 32 px or more; decoded in float32, as for `grid`.
     """
     excess = (_local_spectra(image) - _local_spectra(hr)).relu()
     frequencies = torch.fft.fftfreq(TILE, device=image.device).abs()

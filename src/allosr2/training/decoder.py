@@ -69,7 +69,10 @@ class DecoderStage:
             self._model.velocity.compile_blocks()
 
     def losses(self, batch: Batch, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
-        """`reconstruction` (L1), `perceptual` (LPIPS), `grid` and `hatch`, `texture`."""
+        """`reconstruction` (L1), `perceptual` (LPIPS), `grid` and `hatch`, `texture`.
+
+        What has strides, LPIPS, `hatch` and `texture`, sees a part of each image at a random place.
+        """
         config = self._config
         restored = uniform(generators) < config.result_fraction
         with torch.no_grad():

@@ -24,7 +24,7 @@ _INSPECTED_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 class FlowStage:
-    """A FLUX transformer that learns the velocity from HR latents to noise, without text."""
+    """A velocity field that learns the path from HR latents to noise, without text."""
 
     def __init__(self, config: FlowTraining, device: torch.device) -> None:
         self._seed = config.run.seed

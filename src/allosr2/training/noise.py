@@ -1,4 +1,4 @@
-"""Random numbers of a training step, a generator a sample: how a batch is cut changes none of them."""
+"""Random numbers and places of a training step, a generator a sample: how a batch is cut changes none."""
 
 from __future__ import annotations
 
@@ -61,8 +61,10 @@ def windows(
     return [Window(top, left, side) for top, left in zip(numbers, numbers, strict=True)]
 
 
-def parts(x: Float[Tensor, "b c h w"], places: Sequence[Window], unit: int = 1) -> Tensor:
-    """A window of each sample; of images that have `unit` pixels a row and column of the windows."""
+def parts(
+    x: Float[Tensor, "b c h w"], places: Sequence[Window], unit: int = 1
+) -> Float[Tensor, "b c side side"]:
+    """The window of each sample; windows are of one side and count in `unit` rows and columns of `x`."""
     cut = [
         sample[:, unit * top : unit * (top + side), unit * left : unit * (left + side)]
         for sample, (top, left, side) in zip(x, places, strict=True)

@@ -6,18 +6,18 @@ import logging
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from allosr2.losses.perceptual import LPIPS
+from allosr2.losses.spectra import TILE
 from allosr2.training.config import PerceptualConfig
 from allosr2.training.noise import parts, windows
 
 logger = logging.getLogger(__name__)
 
-_STRIDE = 16
-"""Pixels between two of the deepest activations that LPIPS compares, and between windows of local spectra."""
-_SMALLEST = 32
-"""Side in pixels that both need."""
+_STRIDE = TILE // 2
+"""Pixels between windows of local spectra, and between two of the deepest activations that LPIPS compares."""
 
 
 def build_lpips(config: PerceptualConfig, device: torch.device, *, compile: bool) -> LPIPS | None:  # noqa: A002
@@ -36,13 +36,21 @@ def build_lpips(config: PerceptualConfig, device: torch.device, *, compile: bool
     return lpips
 
 
-def shifted(generators: Sequence[torch.Generator], *images: Tensor) -> list[Tensor]:
-    """The same part of each batch of images, up to 16 px shorter, a place a sample: for losses with a stride.
+def shifted(
+    generators: Sequence[torch.Generator], *images: Float[Tensor, "b c h w"]
+) -> list[Float[Tensor, "b c side side"]]:
+    """The same square of each batch of images, at a place drawn for each sample: for losses with a stride.
 
-    SqueezeNet looks at three of four rows twice as hard as at the fourth. A decoder that upsamples by 8 has
-    phases of its own to learn such a pattern with, as long as both begin at the same pixel.
+    All images are of one size, with sides of 32 px or more. The square's side is 16 px less than their shorter
+    one, so that each of 16 x 16 shifts is equally likely; of images under 48 px it is 32 px, and shifted less.
+
+    SqueezeNet's strides leave one of four columns nearly unseen: it has a third of the others' energy in
+    LPIPS's gradient. A decoder that upsamples by 8 has phases of its own to learn such a pattern with, as
+    long as both begin at the same pixel.
     """
     height, width = images[0].shape[-2:]
-    side = max(_SMALLEST, min(height, width) - _STRIDE)
-    places = windows(generators, height, width, side)
+    side = max(TILE, min(height, width) - _STRIDE)
+    # one row and column less: the 17th shift is the first again
+    last = 0 if side == min(height, width) else 1
+    places = windows(generators, height - last, width - last, side)
     return [parts(image, places) for image in images]

@@ -71,8 +71,8 @@ def mini() -> AlloSR2Training:
     """Stage 3 of `mini`: Algorithm 1 on the embedded model's base, or on what stages 1 and 2 made.
 
     ATM is left out: from a flow this weak its anchor is smoother than z_hr and takes detail away. LPIPS
-    weighs more than the default 2, at which FATC's gradient is six times as large. Three of four LR images are
-    clean, or nearly: of more noise it learns to smooth what is none (see `docs/mini.md`).
+    weighs more than the default 2, at which FATC's gradient is six times as large. Three of four LR images
+    have no noise, or next to none: of more it learns to smooth what is none (see `docs/mini.md`).
     """
     return AlloSR2Training(
         run=RunConfig(

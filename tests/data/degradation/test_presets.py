@@ -1,4 +1,4 @@
-"""The published figures of the three presets, and what a config refuses."""
+"""The published figures of the three published presets, and what a config refuses."""
 
 from dataclasses import replace
 

@@ -18,9 +18,9 @@ from allosr2.data.procedural.palette import CAST_SCALES, LIGHT_MEAN, OPPONENT_AX
 from allosr2.data.procedural.patterns import PATTERNS, sample_coordinates
 from allosr2.data.procedural.sampling import (
     P_UPRIGHT,
-    bearing,
     log_uniform,
     mean_squared_radius,
+    sample_angle,
     sample_radii,
 )
 from allosr2.data.procedural.terrain import terrain_layer
@@ -55,9 +55,11 @@ def test_mean_squared_radius_is_the_integral():
     assert mean_squared_radius(2.0, 50.0) == pytest.approx(moment / mass, rel=1e-9)
 
 
-def test_bearings_are_upright_or_any():
+def test_angles_are_upright_or_any():
     generator = np.random.default_rng(2)
-    turns = np.array([bearing(generator) for _ in range(5000)]) / (math.pi / 2)  # quarter turns
+    turns = np.array([sample_angle(generator) for _ in range(5000)]) / (
+        math.pi / 2
+    )  # quarter turns
     upright = turns == turns.round()
     assert upright.mean() == pytest.approx(P_UPRIGHT, abs=0.02)
     assert np.bincount(turns[upright].astype(int)) == pytest.approx(np.full(4, 500), rel=0.15)

@@ -235,7 +235,7 @@ def _camera() -> DegradationConfig:
 
 
 def _bicubic() -> DegradationConfig:
-    """Every sample undegraded, so that nothing else is ever drawn."""
+    """Every sample undegraded: the rest is drawn and not applied."""
     return replace(_camera(), undegraded_probability=1.0)
 
 

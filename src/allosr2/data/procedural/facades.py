@@ -1,4 +1,4 @@
-"""Built surfaces in perspective: rows of windows, bricks, tiles and planks."""
+"""Built surfaces in perspective or from the front: rows of windows, bricks, tiles and planks."""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -7,7 +7,7 @@ from allosr2.data.procedural.labels import draw_polygons
 from allosr2.data.procedural.layers import Layer, render
 from allosr2.data.procedural.materials import Materials, sample_fills
 from allosr2.data.procedural.perspective import UNIT_SQUARE, homography, project
-from allosr2.data.procedural.sampling import is_upright, log_uniform
+from allosr2.data.procedural.sampling import draw_upright, log_uniform
 
 CELL_SIDES = (6.0, 48.0)
 """Range of a cell's height in pixels before perspective."""
@@ -27,7 +27,7 @@ def facade_layer(generator: np.random.Generator, size: int, materials: Materials
     parts = [UNIT_SQUARE[None], cells, *_cell_parts(generator, cells)]
     quads = np.concatenate(parts)  # m 4 2
     corners = size * (1.4 * UNIT_SQUARE - 0.2)
-    if not is_upright(generator):
+    if not draw_upright(generator):
         corners = corners + size * PERSPECTIVE * generator.uniform(-1.0, 1.0, (4, 2)) * [0.6, 1.0]
     vertices = project(quads, homography(corners)).reshape(-1, 2)
 

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from allosr2.data.procedural.labels import SUPERSAMPLE, label_canvas, sampled, to_corners
 from allosr2.data.procedural.layers import Layer, render
 from allosr2.data.procedural.materials import Materials, sample_fills
-from allosr2.data.procedural.sampling import bearing, log_uniform
+from allosr2.data.procedural.sampling import log_uniform, sample_angle
 
 GROUPS = (2, 5)
 """Least and greatest number of line groups in a layer."""
@@ -43,7 +43,7 @@ def _hatching(generator: np.random.Generator, radius: float) -> Polylines:
         across = np.arange(-radius, radius, spacing)
         ends = radius * generator.uniform(0.6, 1.0, (2, len(across)))
         straight = np.stack([-ends[0], across, ends[1], across], axis=1).reshape(-1, 2, 2)
-        strokes += list(straight @ _rotation(bearing(generator)))
+        strokes += list(straight @ _rotation(sample_angle(generator)))
     return strokes
 
 
@@ -51,7 +51,7 @@ def _grid(generator: np.random.Generator, radius: float) -> Polylines:
     ticks = np.arange(-radius, radius, log_uniform(generator, 4.0, 40.0))
     ends = np.full_like(ticks, radius)
     along = np.stack([-ends, ticks, ends, ticks], axis=1).reshape(-1, 2, 2)
-    rotation = _rotation(bearing(generator))
+    rotation = _rotation(sample_angle(generator))
     return [*(along @ rotation), *(along[..., ::-1] @ rotation)]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32
 from PIL import Image, ImageDraw
 
-from allosr2.data.procedural.sampling import bearing, log_uniform, sample_radii
+from allosr2.data.procedural.sampling import log_uniform, sample_angle, sample_radii
 
 PERIODS = (3.0, 24.0)
 """Range of a pattern's period in pixels; below 3 a square wave is not resolved."""
@@ -34,7 +34,7 @@ def sample_coordinates(
     generator: np.random.Generator, size: int, bend: Float32[np.ndarray, "s s"]
 ) -> Coordinates:
     """A surface turned in its plane, and in part tilted in space or bent by a field."""
-    angle = bearing(generator)
+    angle = sample_angle(generator)
     axis = np.arange(size, dtype=np.float32) - np.float32(size / 2)
     cosine, sine = np.float32(math.cos(angle)), np.float32(math.sin(angle))
     u = cosine * axis[None] + sine * axis[:, None]

@@ -1,4 +1,4 @@
-"""Scalar laws that several kinds of images draw from."""
+"""Laws of sizes and directions that several kinds of images draw from."""
 
 import math
 from typing import overload
@@ -10,14 +10,14 @@ P_UPRIGHT = 0.4
 """Probability that what has a direction follows rows and columns of pixels, as much does that people build."""
 
 
-def is_upright(generator: np.random.Generator) -> bool:
-    """Whether something stands upright in the picture."""
+def draw_upright(generator: np.random.Generator) -> bool:
+    """Whether the next thing is to stand upright in the picture."""
     return generator.random() < P_UPRIGHT
 
 
-def bearing(generator: np.random.Generator) -> float:
-    """An angle from 0 up to 2 pi: upright, a multiple of a quarter turn, or any."""
-    if is_upright(generator):
+def sample_angle(generator: np.random.Generator) -> float:
+    """An angle in [0, 2 pi) radians: with probability `P_UPRIGHT` a multiple of pi / 2, else uniform."""
+    if draw_upright(generator):
         return float(generator.integers(4)) * math.pi / 2.0
     return generator.uniform(0.0, 2.0 * math.pi)
 
