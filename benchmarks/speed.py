@@ -1,6 +1,6 @@
-"""128 -> 512 px on this processor: a flow of convolutions beside RRDBNet-23, Real-ESRGAN x4plus's network.
+"""128 -> 512 px on this processor: `mini` beside RRDBNet-23, Real-ESRGAN x4plus's network.
 
-    python benchmarks/speed.py --model MODEL [--repeats 7]
+    python benchmarks/speed.py [--repeats 7]
 
 The networks alone, warm, without reading, color and writing: by PyTorch (channels_last) and by OpenVINO, in
 float32 and, where the processor has it, in bfloat16. All take turns, so that what else the machine does falls
@@ -34,8 +34,8 @@ Enlarge = Callable[[], Tensor]
 class Options:
     """What is measured."""
 
-    model: str
-    """A model folder whose flow is made of convolutions."""
+    model: str = "mini"
+    """A model folder whose flow is made of convolutions, or `mini`."""
     repeats: int = 7
     """Calls that are timed, after two that are not."""
 
